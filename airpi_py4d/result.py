@@ -21,8 +21,8 @@ class Reconstruction:
     pixel_size : float
         [A], the scan step divided by a whole number.
     provenance : dict
-        JSON-like: the package's version, the acquisition's parameters with units and sources, the model's name, version and
-        SHA-256, the execution provider that ran, positions per second.
+        JSON-like: the package's version, the acquisition's parameters with units and sources, the model's name,
+        version and SHA-256, the execution provider that ran, positions per second.
 
     Examples
     --------
@@ -54,7 +54,8 @@ class Reconstruction:
             shown = f"{shown:.5g}" if isinstance(shown, float) else shown
             lines.append(f"{name:>20}: {shown} {entry['unit']} ({entry['source']})")
         model = self.provenance.get("model", {})
-        lines.append(f"{'model':>20}: {model.get('name')} {model.get('version')} (SHA-256 {model.get('sha256', '')[:12]})")
+        digest = model.get("sha256", "")[:12]
+        lines.append(f"{'model':>20}: {model.get('name')} {model.get('version')} (SHA-256 {digest})")
         lines.append(f"{'provider':>20}: {self.provenance.get('provider')}")
         speed = self.provenance.get("positions_per_second", 0.0)
         rows, columns = self.object.shape

@@ -12,7 +12,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import tomllib
 import warnings
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from training.config import read_config
 from training.simulation import MAXIMUM_GRID, SCAN, Scan, random_beam, simulate_scan
 from training.structures import random_specimen
 
@@ -114,11 +114,6 @@ def generate(config: dict, folder: Path, shards: int, workers: int) -> None:
     ):
         for _ in pool.imap_unordered(write_shard, tasks):
             progress.update(samples)
-
-
-def read_config(path: Path) -> dict:
-    """Read a data set's configuration (TOML)."""
-    return tomllib.loads(Path(path).read_text())
 
 
 def load_shards(folder: Path, numbers: list[int]) -> dict[str, NDArray]:

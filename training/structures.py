@@ -44,7 +44,7 @@ class Specimen:
 
 @cache
 def crystal_prototypes() -> tuple[tuple[NDArray, NDArray, NDArray], ...]:
-    """Cells (3, 3) [A], fractional positions (n, 3) and species indices (n,) of the AFLOW prototypes, at most 24 atoms."""
+    """Cells (3, 3) [A], fractional positions (n, 3) and species (n,) of the AFLOW prototypes of at most 24 atoms."""
     from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 
     prototypes = []

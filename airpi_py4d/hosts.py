@@ -1,0 +1,51 @@
+"""Adds our methods to the host libraries when they are imported, before or after us, and never imports them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+
+
+class _LoaderThenCall(Loader):
+    """Runs the real loader, then `call(module)`."""
+
+    def __init__(self, loader: Loader, call: Callable[[ModuleType], None]) -> None:
+        self._loader, self._call = loader, call
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        self._call(module)
+
+
+class _ImportWatcher(MetaPathFinder):
+    """Waits for the first import of one module."""
+
+    def __init__(self, name: str, call: Callable[[ModuleType], None]) -> None:
+        self._name, self._call = name, call
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _LoaderThenCall(spec.loader, self._call)
+        return spec
+
+
+def when_imported(name: str, call: Callable[[ModuleType], None]) -> None:
+    """Call `call(module)` now if module `name` is imported, else right after its first import."""
+    if name in sys.modules:
+        call(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _ImportWatcher(name, call))

@@ -1,0 +1,322 @@
+"""HyperSpy and pyxem: ``Signal2D.airpi``, 4D-STEM signal in, phase image out.
+
+Reads the calibration off metadata and axes, calls the engine and wraps its image. Imports HyperSpy only when called.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from airpi_py4d import engine, optics
+from airpi_py4d.acquisition import Acquisition
+from airpi_py4d.result import Reconstruction
+from airpi_py4d.units import length_in_angstrom, reciprocal_in_inverse_angstrom
+
+if TYPE_CHECKING:
+    from hyperspy.signals import ComplexSignal2D, Signal2D
+
+    from airpi_py4d.model import Model
+
+_ARGUMENT_NAMES = {
+    "energy": "beam_energy",
+    "semiangle": "convergence_angle",
+    "k_pixel": "k_step",
+    "transpose": "flip",
+}
+
+
+def attach(module: ModuleType) -> None:
+    """Make `airpi` a method of HyperSpy's Signal2D and so of every class that derives from it.
+
+    Parameters
+    ----------
+    module : module
+        ``hyperspy._signals.signal2d``.
+
+    Warns
+    -----
+    UserWarning
+        If Signal2D already has an attribute of that name that isn't ours, which then stays.
+    """
+    present = getattr(module.Signal2D, "airpi", None)
+    if present is not None and getattr(present, "__module__", None) != __name__:
+        warnings.warn(
+            f"Signal2D.airpi already exists ({present!r}), so airpi_py4d leaves it. Call airpi_py4d.hyperspy.airpi(s).",
+            UserWarning,
+            stacklevel=2,
+        )
+        return
+    module.Signal2D.airpi = airpi
+
+
+def airpi(
+    self: Signal2D,
+    *,
+    beam_energy: float | None = None,
+    convergence_angle: float | None = None,
+    scan_step: float | None = None,
+    k_step: float | tuple[float, float] | None = None,
+    center: tuple[float, float] | None = None,
+    rotation: float | None = None,
+    flip: bool | None = None,
+    defocus: float | None = None,
+    model: str | Path | Model | None = None,
+    device: str = "auto",
+    oversample: int | None = None,
+    return_complex: bool = False,
+    show_progressbar: bool | None = None,
+) -> Signal2D | ComplexSignal2D:
+    """Reconstruct the phase of the specimen from a 4D-STEM signal with a neural network.
+
+    For every scan position a network sees the 3x3 kernel of adjacent diffraction patterns and predicts the exit wave,
+    which is divided by the probe and added to the image, weighted by the probe's intensity [1]_.
+
+    The signal has two navigation axes (x, y) and two signal axes (kx, ky). What isn't given is read off the signal,
+    never assumed. A lazy signal is read a few scan rows at a time. The signal itself stays as it is.
+
+    Parameters
+    ----------
+    beam_energy : float, optional
+        Energy of the beam electrons [keV]. Default: ``metadata.Acquisition_instrument.TEM.beam_energy``.
+    convergence_angle : float, optional
+        Convergence semi-angle [mrad]. Default: ``metadata.Acquisition_instrument.TEM.convergence_angle``.
+    scan_step : float, optional
+        Distance of neighbouring scan positions, along x and y alike [A]. Default: scale and units of the navigation
+        axes, which must agree to 1 %.
+    k_step : float or (float, float), optional
+        Size of a detector pixel, of its rows (ky) and columns (kx) if they differ, in cycles [1/A]. Default: scale and
+        units (1/A, 1/nm, mrad, ...) of the signal axes. The camera length is not used.
+    center : (float, float), optional
+        Row and column of the optical axis on the detector [px], the first pixel's centre being (0, 0). Default: where
+        calibrated signal axes with an offset are zero, if that lies on the detector; otherwise it is measured from
+        the bright-field disk.
+    rotation : float, optional
+        Rotation from the detector to the scan [degrees]. Default: 0.
+    flip : bool, optional
+        Whether detector rows and columns are swapped before the rotation. Default: False.
+    defocus : float, optional
+        [A], positive for underfocus. Default: 0.
+    model : str, Path or Model, optional
+        Name of a shipped model, path of an ONNX file, or a loaded model.
+    device : str
+        Where the network runs: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    oversample : int, optional
+        Image pixels per scan step. Default: the fewest that make the pixel no larger than the model's.
+    return_complex : bool, optional
+        Return the complex object instead of its phase.
+    show_progressbar : bool, optional
+        Default: ``hyperspy.api.preferences.General.show_progressbar``.
+
+    Returns
+    -------
+    Signal2D of float32, or ComplexSignal2D of complex64 if `return_complex`
+        Phase [rad] or object (its modulus is the agreement of overlapping patches, 0 to 1), shape (y, x), axes in Å.
+        Pixel (0, 0) is the first scan position. ``metadata.AiRPI`` says how it was made: every parameter with its unit
+        and source, model, software, and the image's median confidence as ``confidence_median``.
+
+    Raises
+    ------
+    ValueError
+        If the signal hasn't two navigation and two signal axes, an axis isn't uniform and ascending, or a parameter is
+        unknown or implausible.
+
+    References
+    ----------
+    .. [1] T. Friedrich, C.-P. Yu, J. Verbeeck, S. Van Aert, Phase object reconstruction for 4D-STEM using deep
+       learning, Microsc. Microanal. 29 (2023) 395. https://doi.org/10.1093/micmic/ozac002
+
+    Examples
+    --------
+    >>> import hyperspy.api as hs  # doctest: +SKIP
+    >>> s = hs.load("scan.hspy", lazy=True)  # doctest: +SKIP
+    >>> phase = s.airpi(beam_energy=300, convergence_angle=20, scan_step=0.2)  # doctest: +SKIP
+    >>> phase.plot()  # doctest: +SKIP
+    """
+    import hyperspy.api as hs
+
+    axes = _detector_and_scan_axes(self)
+    acquisition = _acquisition(
+        self,
+        beam_energy=beam_energy,
+        convergence_angle=convergence_angle,
+        scan_step=scan_step,
+        k_step=k_step,
+        center=center,
+        rotation=rotation,
+        flip=flip,
+        defocus=defocus,
+    )
+    result = engine.reconstruct(
+        self.data.transpose(tuple(axis.index_in_array for axis in axes)),
+        acquisition,
+        model=model,
+        device=device,
+        oversample=oversample,
+        show_progress=hs.preferences.General.show_progressbar if show_progressbar is None else show_progressbar,
+    )
+    return _image(self, result, acquisition.scan_step, return_complex)
+
+
+def _detector_and_scan_axes(signal: Signal2D) -> tuple[Any, Any, Any, Any]:
+    """Axes of scan rows, scan columns, detector rows and detector columns (y, x, ky, kx)."""
+    navigation, detector = signal.axes_manager.navigation_axes, signal.axes_manager.signal_axes
+    if len(navigation) != 2 or len(detector) != 2:
+        shown = " | ".join(", ".join(f"{axis}: {axis.size}" for axis in axes) for axes in (navigation, detector))
+        raise ValueError(f"airpi needs two navigation and two signal axes (x, y | kx, ky), got ({shown}).")
+    for axis in (*navigation, *detector):
+        if not axis.is_uniform:
+            raise ValueError(f"{axis} is not uniform, airpi needs axes with a scale. Interpolate the signal to one.")
+        if not axis.scale > 0:
+            raise ValueError(
+                f"{axis} has scale {axis.scale:g}, airpi needs ascending axes. Reverse data and axis, or the sign."
+            )
+    return navigation[1], navigation[0], detector[1], detector[0]
+
+
+def _acquisition(
+    signal: Signal2D,
+    *,
+    beam_energy: float | None,
+    convergence_angle: float | None,
+    scan_step: float | None,
+    k_step: float | tuple[float, float] | None,
+    center: tuple[float, float] | None,
+    rotation: float | None,
+    flip: bool | None,
+    defocus: float | None,
+) -> Acquisition:
+    """Calibration from arguments, or else metadata and axes."""
+    y, x, ky, kx = _detector_and_scan_axes(signal)
+    sources = {
+        "scan_step": "axes" if scan_step is None else "argument",
+        "k_pixel": "axes" if k_step is None else "argument",
+        "center": "argument",
+        "rotation": "default" if rotation is None else "argument",
+        "transpose": "default" if flip is None else "argument",
+        "defocus": "default" if defocus is None else "argument",
+        "spherical_aberration": "default",
+    }
+    beam_energy, sources["energy"] = _from_metadata(signal, "beam_energy", beam_energy, "keV")
+    convergence_angle, sources["semiangle"] = _from_metadata(signal, "convergence_angle", convergence_angle, "mrad")
+    energy = _energy(beam_energy, sources["energy"])
+    in_inverse_angstrom = functools.partial(reciprocal_in_inverse_angstrom, wavelength=optics.wavelength(energy))
+
+    if scan_step is None:
+        steps = [_scale(axis, "scan_step [A]", length_in_angstrom) for axis in (y, x)]
+        if abs(steps[0] - steps[1]) > 0.01 * max(steps):
+            raise ValueError(
+                f"scan_step is {steps[0]:g} A along {y} and {steps[1]:g} A along {x}, expected the same to 1 %. "
+                "Correct the scale of the navigation axes or give scan_step."
+            )
+        scan_step = sum(steps) / 2
+    if k_step is None:
+        k_pixel: Any = tuple(_scale(axis, "k_step [1/A]", in_inverse_angstrom) for axis in (ky, kx))
+    else:
+        k_pixel = (k_step, k_step) if np.ndim(k_step) == 0 else k_step
+    if center is None:
+        center = _zero(ky, kx, in_inverse_angstrom)
+        sources["center"] = "measured" if center is None else "axes"
+    return Acquisition(
+        energy=energy,
+        semiangle=convergence_angle,
+        scan_step=scan_step,
+        k_pixel=k_pixel,
+        center=center,
+        rotation=0.0 if rotation is None else rotation,
+        transpose=False if flip is None else flip,
+        defocus=0.0 if defocus is None else defocus,
+        sources=sources,
+        argument_names=_ARGUMENT_NAMES,
+    )
+
+
+def _from_metadata(signal: Signal2D, name: str, value: float | None, unit: str) -> tuple[Any, str]:
+    """Argument, or else the item of the microscope's metadata, and which of them it is."""
+    if value is not None:
+        return value, "argument"
+    path = f"Acquisition_instrument.TEM.{name}"
+    value = signal.metadata.get_item(path)
+    if value is None:
+        raise ValueError(
+            f"{name} is unknown, the signal has no metadata.{path}. "
+            f'Give {name} [{unit}] or call s.metadata.set_item("{path}", {name}).'
+        )
+    return value, "metadata"
+
+
+def _energy(beam_energy: Any, source: str) -> float:
+    """Energy [eV] from [keV]."""
+    try:
+        value = float(beam_energy)
+    except (TypeError, ValueError):
+        raise ValueError(f"beam_energy is {beam_energy!r} ({source}), expected a number in keV.") from None
+    if not 10 <= value <= 1000:
+        hint = f" For {value:g} eV give beam_energy={value / 1e3:g}." if 1e4 <= value <= 1e6 else ""
+        raise ValueError(f"beam_energy is {value:g} keV ({source}), expected 10 to 1000 keV.{hint}")
+    return value * 1e3
+
+
+def _scale(axis: Any, parameter: str, convert: Callable[[float, str | None], float | None]) -> float:
+    """Scale of an axis in the parameter's unit."""
+    try:
+        value = convert(axis.scale, axis.units)
+        problem = "which is uncalibrated"
+    except ValueError as error:
+        value, problem = None, f"but {error}".removesuffix(".")
+    if value is None:
+        kind = "navigation" if axis.navigate else "signal"
+        raise ValueError(
+            f"{parameter.split()[0]} is unknown, {kind} axis {axis} has scale {axis.scale:g} and units {axis.units!r}, "
+            f"{problem}. Give {parameter} or set scale and units of s.axes_manager.{kind}_axes."
+        )
+    return value
+
+
+def _zero(ky: Any, kx: Any, convert: Callable[[float, str | None], float | None]) -> tuple[float, float] | None:
+    """Row and column [px] where the signal axes are zero; None where they don't say."""
+    for axis in (ky, kx):
+        try:
+            calibrated = convert(axis.scale, axis.units) is not None
+        except ValueError:
+            calibrated = False
+        if not calibrated or axis.offset == 0 or not -0.5 <= -axis.offset / axis.scale <= axis.size - 0.5:
+            return None
+    return -ky.offset / ky.scale, -kx.offset / kx.scale
+
+
+def _image(
+    signal: Signal2D, result: Reconstruction, scan_step: float, return_complex: bool
+) -> Signal2D | ComplexSignal2D:
+    """HyperSpy's signal of the result, with the original's metadata and place in the scan."""
+    import hyperspy.api as hs
+
+    y, x, _, _ = _detector_and_scan_axes(signal)
+    data = result.object if return_complex else result.phase
+    axes = [
+        {
+            "name": name,
+            "size": size,
+            "units": "Å",
+            "scale": result.pixel_size,
+            # In steps first, so that the images of slices and of the whole scan share their coordinates.
+            "offset": axis.offset / axis.scale * scan_step,
+        }
+        for name, size, axis in zip("yx", data.shape, (y, x), strict=True)
+    ]
+    image = (hs.signals.ComplexSignal2D if return_complex else hs.signals.Signal2D)(data, axes=axes)
+    for node in ("General", "Sample", "Acquisition_instrument"):
+        if signal.metadata.has_item(node):
+            image.metadata.set_item(node, copy.deepcopy(signal.metadata.get_item(node).as_dictionary()))
+    title = signal.metadata.get_item("General.title", default="")
+    image.metadata.set_item("General.title", f"{title} AIRPI {'object' if return_complex else 'phase'}".strip())
+    image.metadata.set_item("Signal.quantity", "Object" if return_complex else "Phase (rad)")
+    image.metadata.set_item("AiRPI", {**result.provenance, "confidence_median": float(np.median(result.confidence))})
+    return image

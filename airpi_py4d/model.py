@@ -1,0 +1,175 @@
+"""An ONNX file, its contract (metadata) and the session that runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Version of the metadata schema that this package reads.
+SCHEMA = "1"
+DEFAULT_MODEL = "airpi-1"
+_MODELS = Path(__file__).parent / "models"
+_INSTALL = 'Install one of them: pip install "airpi_py4d[cpu]" (any machine) or pip install "airpi_py4d[gpu]" (NVIDIA).'
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a model takes and gives, from its file's metadata (schema version 1).
+
+    Attributes
+    ----------
+    name, version : str
+    grid_pixels : int
+        Side of the patterns [px].
+    aperture_pixels : float
+        Radius of the bright-field disk on that grid [px]: the k-pixel is k0 / aperture_pixels.
+    object_pixels : int
+        Side of the object patches [px], of size 1 / (grid_pixels * k-pixel).
+    domain : dict of str to (float, float)
+        What the model was trained on: `energy` [eV], `semiangle` [mrad], `relative_scan_step` [1 / k0],
+        `electrons_per_pattern`, `defocus_phase` [rad at the aperture's edge].
+    """
+
+    name: str
+    version: str
+    grid_pixels: int
+    aperture_pixels: float
+    object_pixels: int
+    domain: dict[str, tuple[float, float]]
+
+
+def read_contract(metadata: dict[str, str], origin: str) -> Contract:
+    """Contract from a model's `metadata_props`.
+
+    Raises
+    ------
+    ValueError
+        If the metadata are missing, of another schema version, or describe a grid that this engine doesn't serve.
+    """
+    if "airpi_schema" not in metadata:
+        raise ValueError(f"model {origin} has no airpi metadata; export it with export.to_onnx, which writes them.")
+    if metadata["airpi_schema"] != SCHEMA:
+        raise ValueError(
+            f"model {origin} has metadata of schema {metadata['airpi_schema']!r}; this version of airpi_py4d reads "
+            f"schema {SCHEMA!r}: update airpi_py4d or export the model again."
+        )
+    try:
+        grid, output = json.loads(metadata["grid"]), json.loads(metadata["output"])
+        if grid["kind"] != "aperture" or output["kind"] != "object_patch":
+            raise ValueError(
+                f"model {origin} takes patterns on a {grid['kind']!r} grid and gives {output['kind']!r}; this engine "
+                "serves 'aperture' grids and 'object_patch' outputs."
+            )
+        return Contract(
+            name=metadata["name"],
+            version=metadata["version"],
+            grid_pixels=int(grid["pixels"]),
+            aperture_pixels=float(grid["aperture_radius"]),
+            object_pixels=int(output["pixels"]),
+            domain={name: (float(low), float(high)) for name, (low, high) in json.loads(metadata["domain"]).items()},
+        )
+    except (KeyError, json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"model {origin} has incomplete airpi metadata: {error!r}.") from error
+
+
+def _find(model: str | Path | None) -> Path:
+    """Path of a shipped model by name, or of a file."""
+    if model is None:
+        model = DEFAULT_MODEL
+    shipped = {path.stem: path for path in sorted(_MODELS.glob("*.onnx"))}
+    if str(model) in shipped:
+        return shipped[str(model)]
+    path = Path(model)
+    if not path.is_file():
+        raise ValueError(f"model is {str(model)!r}: neither a file nor a shipped model ({', '.join(shipped)}).")
+    return path
+
+
+def _providers(runtime: Any, device: str) -> list[Any]:
+    """Execution providers to ask for, first the one that must run (unless device is auto)."""
+    kind, _, number = device.partition(":")
+    cuda = ("CUDAExecutionProvider", {"device_id": int(number) if number.isdigit() else 0})
+    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdigit())):
+        raise ValueError(f"device is {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:1'.")
+    available = "CUDAExecutionProvider" in runtime.get_available_providers()
+    if kind == "cuda" and not available:
+        raise RuntimeError(
+            f"device={device!r} was asked for, but the installed ONNX Runtime {runtime.__version__} has no CUDA "
+            'provider. Replace it: pip uninstall onnxruntime, then pip install "airpi_py4d[gpu]".'
+        )
+    if kind == "cpu" or not available:
+        return ["CPUExecutionProvider"]
+    if hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()
+    return [cuda, "CPUExecutionProvider"]
+
+
+class Model:
+    """A loaded model.
+
+    Parameters
+    ----------
+    model : str or Path, optional
+        Name of a shipped model or path of an ONNX file; the default model if not given.
+    device : {"auto", "cpu", "cuda", "cuda:N"}
+        "auto" takes CUDA where it runs, else the CPU; "cuda" raises where it doesn't run.
+
+    Attributes
+    ----------
+    contract : Contract
+    sha256 : str
+        Of the file.
+    provider : str
+        Execution provider that really runs.
+
+    Raises
+    ------
+    ImportError
+        If no ONNX Runtime is installed; says what to install.
+    ValueError
+        If the file isn't an ONNX model, or its metadata don't tell how to use it.
+    RuntimeError
+        If CUDA was asked for and doesn't run.
+    """
+
+    def __init__(self, model: str | Path | None = None, device: str = "auto") -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(f"airpi_py4d needs ONNX Runtime, and none is installed. {_INSTALL}") from error
+        providers = _providers(onnxruntime, device)
+        path = _find(model)
+        content = path.read_bytes()
+        try:
+            self._session = onnxruntime.InferenceSession(content, providers=providers)
+        except Exception as error:  # ONNX Runtime raises a class of its own for every kind of broken file
+            raise ValueError(f"model {path} can't be loaded by ONNX Runtime: {error}") from error
+        self.provider: str = self._session.get_providers()[0]
+        if device.startswith("cuda") and self.provider != "CUDAExecutionProvider":
+            raise RuntimeError(
+                f"device={device!r} was asked for, but ONNX Runtime fell back to {self.provider}: CUDA 13, cuDNN 9 or "
+                'the driver is missing. Install them: pip install "airpi_py4d[gpu]"; see the driver: nvidia-smi.'
+            )
+        self.contract = read_contract(self._session.get_modelmeta().custom_metadata_map, str(path))
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        n = self.contract.grid_pixels
+        shapes = {entry.name: entry.shape[1:] for entry in self._session.get_inputs()}
+        if shapes != {"patterns": [3, 3, n, n], "geometry": [3]}:
+            raise ValueError(
+                f"model {path} has the inputs {shapes}; its metadata promise patterns (n, 3, 3, {n}, {n}) and "
+                "geometry (n, 3)."
+            )
+
+    def __call__(self, patterns: NDArray[np.float32], geometry: NDArray[np.float32]) -> NDArray[np.complex64]:
+        """Object patches, shape (n, p, p), of kernels (n, 3, 3, grid, grid) [electrons] and geometry (n, 3)."""
+        parts = self._session.run(None, {"patterns": patterns, "geometry": geometry})[0]
+        p = self.contract.object_pixels
+        if parts.shape != (len(patterns), p, p, 2):
+            raise ValueError(f"the model gave an output of shape {parts.shape}, its metadata promise (n, {p}, {p}, 2).")
+        return np.ascontiguousarray(parts, dtype=np.float32).view(np.complex64)[..., 0]

@@ -1,0 +1,136 @@
+"""Patches of the object to one image: weights and complex sum (eq. 6 to 8 of Friedrich et al. 2023)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airpi_py4d import optics
+from airpi_py4d.acquisition import Acquisition
+
+#: Of the largest probe intensity: what lies below has no weight (eq. 7).
+WEIGHT_THRESHOLD = 0.1
+#: Of the patch's side: the outermost pixels can't be interpolated.
+_USED_PART = 0.75
+
+
+def interpolation_matrix(
+    patch_pixels: int, patch_pixel_size: float, size: int, pixel_size: float
+) -> NDArray[np.float64]:
+    """Sinc interpolation from the patch's pixels to the image's, shape (size, patch_pixels), both centred at n // 2.
+
+    Parameters
+    ----------
+    patch_pixels, size : int
+        Side of the patch before and after [px].
+    patch_pixel_size, pixel_size : float
+        Pixel size before and after [A].
+    """
+    positions = (np.arange(size) - size // 2) * pixel_size / patch_pixel_size
+    return np.sinc(positions[:, None] - (np.arange(patch_pixels) - patch_pixels // 2))
+
+
+def probe_weights(acquisition: Acquisition, pixel_size: float, side: float) -> NDArray[np.float64]:
+    r"""Weights of a patch's pixels (eq. 7), cropped to the smallest odd square that holds them; they sum to 1.
+
+    .. math:: w = |\psi_{in}|^2 / \sum |\psi_{in}|^2 \quad \text{where}\ |\psi_{in}|^2 > \max|\psi_{in}|^2 / 10
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+    pixel_size : float
+        Of the image [A].
+    side : float
+        Side of the model's patch [A]: no weight beyond it.
+    """
+    half = math.ceil(side / 2 / pixel_size)
+    pixels = 4 * half + 2
+    intensity = (
+        np.abs(
+            optics.probe(
+                pixels,
+                pixel_size,
+                acquisition.energy,
+                acquisition.semiangle,
+                acquisition.defocus,
+                acquisition.spherical_aberration,
+            )
+        )
+        ** 2
+    )
+    offsets = np.abs(np.arange(pixels) - pixels // 2)
+    intensity = intensity * np.outer(*2 * [offsets * pixel_size <= side / 2])
+    weights = np.where(intensity > WEIGHT_THRESHOLD * intensity.max(), intensity, 0)
+    reach = int(offsets[np.nonzero(weights)[0]].max())
+    kept = slice(pixels // 2 - reach, pixels // 2 + reach + 1)
+    return weights[kept, kept] / weights.sum()
+
+
+class Stitcher:
+    """Sums patches into the object, scan row by scan row.
+
+    Parameters
+    ----------
+    scan_shape : (int, int)
+    acquisition : Acquisition
+    patch_pixels : int
+        Side of the model's patches [px].
+    patch_pixel_size : float
+        [A]
+    oversample : int
+        Image pixels a scan step: the pixel size is scan_step / oversample, so that probe positions fall on pixels.
+    """
+
+    def __init__(
+        self,
+        scan_shape: tuple[int, int],
+        acquisition: Acquisition,
+        patch_pixels: int,
+        patch_pixel_size: float,
+        oversample: int,
+    ) -> None:
+        self.oversample = oversample
+        self.pixel_size = acquisition.scan_step / oversample
+        self.weights = probe_weights(acquisition, self.pixel_size, _USED_PART * patch_pixels * patch_pixel_size)
+        size = len(self.weights)
+        self._margin = size // 2
+        self._interpolation = interpolation_matrix(patch_pixels, patch_pixel_size, size, self.pixel_size).astype(
+            np.float32
+        )
+        self._shape = tuple((n - 1) * oversample + 1 for n in scan_shape)
+        padded = tuple(n + 2 * self._margin for n in self._shape)
+        self._sum = np.zeros(padded, np.complex64)
+        self._weight = np.zeros(padded, np.float32)
+
+    def add_row(self, row: int, first: int, patches: NDArray[np.complex64]) -> None:
+        r"""Add the patches of neighbouring positions of one scan row.
+
+        Eq. 6 and 8: each patch is reduced to its unit phasor o / |o|, multiplied by the weights and added at its
+        position. What is interpolated is o - 1, which vanishes in vacuum.
+
+        Parameters
+        ----------
+        row, first : int
+            Scan row, and scan column of the first patch.
+        patches : ndarray of complex64, shape (n, patch_pixels, patch_pixels)
+            o = psi_out / psi_in, centred at n // 2.
+        """
+        b = self._interpolation
+        fine = 1 + np.matmul(np.matmul(b, patches - 1), b.T)
+        magnitude = np.abs(fine)
+        phasors = np.divide(fine, magnitude, out=np.ones_like(fine), where=magnitude > 1e-12)
+        s, count = self.oversample, len(patches)
+        for i, j in zip(*np.nonzero(self.weights), strict=True):
+            start = first * s + j
+            place = (row * s + i, slice(start, start + (count - 1) * s + 1, s))
+            weight = np.float32(self.weights[i, j])
+            self._sum[place] += weight * phasors[:, i, j]
+            self._weight[place] += weight
+
+    def result(self) -> NDArray[np.complex64]:
+        """Weighted mean of the phasors, shape ((rows - 1) s + 1, (columns - 1) s + 1); 0 where nothing contributed."""
+        inner = tuple(slice(self._margin, self._margin + n) for n in self._shape)
+        total, weight = self._sum[inner], self._weight[inner]
+        return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)

@@ -1,0 +1,201 @@
+"""Batches for training: kernels drawn from simulated scans, augmented, with counting noise.
+
+Every random choice derives from (seed, epoch, index), so a resumed run sees the same batches.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from airpi_py4d import optics
+from training.dataset import KERNELS, PARAMETERS
+from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR, OBJECT, SCAN
+
+#: Electrons a pattern: the dose is drawn between these, evenly on a logarithmic scale.
+DOSE_RANGE = (2.0, 1e7)
+NOISE_FREE_SHARE = 0.06
+EMPTY_SHARE = 0.03
+CROPPED_SHARE = 0.6
+MISALIGNED_SHARE = 0.7
+CENTER_ERROR = 0.25  # [px], standard deviation
+SCALE_ERROR = 0.015  # relative, standard deviation
+DEFOCUS_UNTOLD_SHARE = 0.25
+DEFOCUS_ERROR = 0.15  # [rad] at the aperture's edge, standard deviation
+
+
+@njit(nogil=True, cache=True)
+def _poisson(mean):
+    """One Poisson variate: sequential search below 30, rounded normal above (relative error of the variance < 1 %)."""
+    if mean > 30.0:
+        return max(0.0, np.floor(mean + np.sqrt(mean) * np.random.standard_normal() + 0.5))
+    draw = np.random.random()
+    if draw < 1.0 - mean:
+        return 0.0
+    probability = np.exp(-mean)
+    cumulative = probability
+    count = 0
+    while draw > cumulative and count < 200:
+        count += 1
+        probability *= mean / count
+        cumulative += probability
+    return float(count)
+
+
+@njit(nogil=True, cache=True)
+def _record(clean, doses, half_widths, shifts, scales, seed, out):
+    """What a detector records of `clean` (n, 9, 64, 64): misaligned, cut off at `half_widths` [px], counted.
+
+    A dose of 0 stands for no noise: the expected counts at 1e7 electrons.
+    """
+    np.random.seed(seed)
+    n, kernel, size, _ = clean.shape
+    middle = size // 2
+    out[:] = 0.0
+    for b in range(n):
+        dose = doses[b] if doses[b] > 0 else 1e7
+        weight = dose * scales[b] ** 2
+        first = max(0, middle - half_widths[b] + 1)
+        last = min(size, middle + half_widths[b])
+        aligned = shifts[b, 0] == 0.0 and shifts[b, 1] == 0.0 and scales[b] == 1.0
+        for k in range(kernel):
+            for row in range(first, last):
+                y = min(max(middle + (row - middle) * scales[b] + shifts[b, 0], 0.0), size - 1.001)
+                i = int(y)
+                v = np.float32(y - i)
+                for column in range(first, last):
+                    if aligned:
+                        mean = clean[b, k, row, column]
+                    else:
+                        x = min(max(middle + (column - middle) * scales[b] + shifts[b, 1], 0.0), size - 1.001)
+                        j = int(x)
+                        u = np.float32(x - j)
+                        top = (1 - u) * clean[b, k, i, j] + u * clean[b, k, i, j + 1]
+                        bottom = (1 - u) * clean[b, k, i + 1, j] + u * clean[b, k, i + 1, j + 1]
+                        mean = (1 - v) * top + v * bottom
+                    mean *= weight
+                    out[b, k, row, column] = _poisson(mean) if doses[b] > 0 else mean
+
+
+def vacuum_pattern() -> NDArray[np.float32]:
+    """Pattern of an empty specimen, shape (64, 64): the bright-field disk with a sum of 1."""
+    k = np.arange(DETECTOR) - DETECTOR // 2
+    disk = (k[:, None] ** 2 + k[None] ** 2 <= BRIGHT_FIELD_RADIUS**2).astype(np.float32)
+    return disk / disk.sum()
+
+
+def _mirrored(array: NDArray, axis: int) -> NDArray:
+    """Reverse an axis of even length n about its centre pixel n // 2 (pixel 0 stays)."""
+    return np.roll(np.flip(array, axis), 1, axis)
+
+
+def symmetry(patterns: NDArray, patches: NDArray, operation: int) -> tuple[NDArray, NDArray]:
+    """One of the eight symmetries of the square, the same on scan, detector and object.
+
+    Parameters
+    ----------
+    patterns : ndarray, shape (3, 3, 64, 64)
+    patches : ndarray, shape (16, 16, channels)
+    operation : int
+        0 to 7: bit 0 mirrors the columns, bit 1 the rows, bit 2 swaps rows and columns.
+    """
+    if operation & 1:
+        patterns, patches = _mirrored(patterns[:, ::-1], 3), _mirrored(patches, 1)
+    if operation & 2:
+        patterns, patches = _mirrored(patterns[::-1], 2), _mirrored(patches, 0)
+    if operation & 4:
+        patterns, patches = patterns.transpose(1, 0, 3, 2), patches.swapaxes(0, 1)
+    return patterns, patches
+
+
+def geometry(parameters: NDArray) -> NDArray[np.float32]:
+    """The model's `geometry` input, shape (n, 3), of rows of PARAMETERS: scan step [1 / k0], phases of defocus and C_s
+    at the aperture's edge [rad] (the two terms of eq. 3)."""
+    energy, semiangle, defocus, spherical, step, _ = parameters.T
+    k0 = np.array([optics.aperture_radius(e, a) for e, a in zip(energy, semiangle, strict=True)])
+    lam = np.array([optics.wavelength(e) for e in energy])
+    spherical_phase = 0.5 * np.pi * spherical * lam**3 * k0**4
+    return np.stack([step * k0, -np.pi * lam * k0**2 * defocus, spherical_phase], -1).astype(np.float32)
+
+
+class Batches(keras.utils.PyDataset):
+    """Keras data set of (inputs, target) batches.
+
+    inputs: `patterns` (n, 3, 3, 64, 64) [electrons] and `geometry` (n, 3); target (n, 16, 16, 3): real and imaginary
+    part of the object patch minus 1, and the weight |psi_in|^2 of each pixel (sum 1).
+
+    Parameters
+    ----------
+    shards : dict of ndarray
+        As `training.dataset.load_shards` gives them.
+    batch_size, batches : int
+        Samples a batch, batches an epoch.
+    label : {"exit_wave_midplane", "exit_wave"}
+        Exit wave referred to the mid-plane, or at the exit plane as in the paper.
+    seed : int
+    dose : float, optional
+        For validation: this many electrons a pattern (0 for no noise), and no augmentation.
+    """
+
+    def __init__(
+        self, shards: dict, batch_size: int, batches: int, label: str, seed: int, dose: float | None = None, **kwargs
+    ) -> None:
+        super().__init__(**kwargs)
+        self.shards, self.batch_size, self.batches = shards, batch_size, batches
+        self.label, self.seed, self.dose, self.epoch = label, seed, dose, 0
+        self.geometry = geometry(shards["parameters"])
+        assert shards["parameters"].shape[1] == len(PARAMETERS)
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+
+    def target(self, scan: int, row: int, column: int) -> NDArray[np.float32]:
+        """Object patch minus 1 and weights, shape (16, 16, 3), of an inner position of a scan."""
+        incident = self.shards["probe_midplane" if self.label == "exit_wave_midplane" else "probe"][scan]
+        weight = np.abs(incident) ** 2
+        ratio = self.shards[self.label][scan, row, column] * incident.conj() / (weight + 1e-4 * weight.max())
+        ratio = np.where(weight > 1e-3 * weight.max(), ratio - 1, 0)
+        return np.stack([ratio.real, ratio.imag, weight / weight.sum()], -1)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, NDArray], NDArray]:
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        n, size = self.batch_size, DETECTOR
+        augment = self.dose is None
+        clean = np.empty((n, 9, size, size), np.float32)
+        target = np.empty((n, OBJECT, OBJECT, 3), np.float32)
+        scans = rng.integers(len(self.geometry), size=n)
+        if not augment:
+            scans = (np.arange(n) + index * n) % len(self.geometry)
+        places = rng.integers(KERNELS, size=n)
+        told = self.geometry[scans].copy()
+        for b, (scan, place) in enumerate(zip(scans, places, strict=True)):
+            row, column = divmod(int(place), SCAN - 2)
+            patterns = self.shards["amplitudes"][scan, row : row + 3, column : column + 3]
+            patch = self.target(scan, row, column)
+            if augment:
+                patterns, patch = symmetry(patterns, patch, int(rng.integers(8)))
+            clean[b] = patterns.astype(np.float32).reshape(9, size, size)
+            target[b] = patch
+        np.square(clean, out=clean)
+        doses = np.full(n, 0.0 if augment else self.dose)
+        half_widths, shifts, scales = np.full(n, size), np.zeros((n, 2)), np.ones(n)
+        if augment:
+            empty = rng.uniform(size=n) < EMPTY_SHARE
+            clean[empty] = vacuum_pattern()
+            target[empty, :, :, :2] = 0
+            doses = np.exp(rng.uniform(*np.log(DOSE_RANGE), size=n)) * (rng.uniform(size=n) > NOISE_FREE_SHARE)
+            cropped = rng.uniform(size=n) < CROPPED_SHARE
+            half_widths[cropped] = rng.integers(13, 32, size=cropped.sum())
+            misaligned = rng.uniform(size=n) < MISALIGNED_SHARE
+            shifts[misaligned] = rng.normal(0, CENTER_ERROR, (misaligned.sum(), 2))
+            scales[misaligned] = rng.normal(1, SCALE_ERROR, misaligned.sum())
+            told[:, 1] += rng.normal(0, DEFOCUS_ERROR, n)
+            told[rng.uniform(size=n) < DEFOCUS_UNTOLD_SHARE, 1:] = 0
+        counts = np.empty_like(clean)
+        _record(clean, doses, half_widths, shifts, scales, int(rng.integers(2**31)), counts)
+        return {"patterns": counts.reshape(n, 3, 3, size, size), "geometry": told}, target

@@ -1,0 +1,107 @@
+"""Train a network on a data set; stop it at any time, run the same command again to go on.
+
+    python -m training.fit CONFIG DATA_FOLDER RUN_FOLDER
+
+RUN_FOLDER receives `checkpoint.keras` (weights and optimiser, after every epoch), `history.csv` and `model.keras`
+(when the last epoch is done). Batches depend on the seed and the epoch alone, so a resumed run goes on as if it had
+never stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from training.batches import Batches
+from training.config import read_config
+from training.dataset import load_shards
+from training.losses import exit_wave_error, phase_correlation, relative_exit_wave_error
+from training.networks import window_encoder
+
+
+def learning_rate(epoch: int, config: dict) -> float:
+    """Cosine decay from the configured rate to 0 over all epochs, a tenth of the rate in the first."""
+    if epoch == 0:
+        return float(config["learning_rate"] / 10)
+    return float(config["learning_rate"] * 0.5 * (1 + np.cos(np.pi * epoch / config["epochs"])))
+
+
+def validate(model: keras.Model, shards: dict, config: dict) -> dict[str, float]:
+    """Error relative to an empty specimen's and phase correlation, at every validation dose."""
+    scores = {}
+    for dose in config["validation_doses"]:
+        batches = Batches(shards, config["validation_samples"], 1, config["label"], config["seed"], dose=dose)
+        inputs, target = batches[0]
+        patch = model.predict(inputs, batch_size=config["batch_size"], verbose=0)
+        error, strength = (np.asarray(value) for value in exit_wave_error(target, patch))
+        name = f"{dose:g}" if dose else "no noise"
+        scores[f"error at {name}"] = float(error.sum() / strength.sum())
+        scores[f"xc at {name}"] = phase_correlation(target, patch)
+    return scores
+
+
+def save_atomically(model: keras.Model, path: Path) -> None:
+    """Write beside `path` first, so that a kill leaves the last whole file."""
+    unfinished = path.with_name(f"unfinished_{path.name}")
+    model.save(unfinished)
+    os.replace(unfinished, path)
+
+
+def fit(config: dict, data: Path, run: Path) -> None:
+    """Train, or go on training, as the module's docstring says."""
+    run.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(config["seed"])
+    numbers = sorted(int(path.stem.split("_")[1]) for path in data.glob("shard_*.npz"))
+    held_out = config["validation_shards"]
+    training, validation = load_shards(data, numbers[held_out:]), load_shards(data, numbers[:held_out])
+    checkpoint, history = run / "checkpoint.keras", run / "history.csv"
+    if checkpoint.exists():
+        model = keras.saving.load_model(checkpoint)
+    else:
+        model = window_encoder(**config["network"])
+        optimizer = keras.optimizers.AdamW(weight_decay=config["weight_decay"], global_clipnorm=1.0)
+        model.compile(optimizer, relative_exit_wave_error)
+    first = int(model.optimizer.iterations) // config["batches_per_epoch"]
+    batches = Batches(
+        training,
+        config["batch_size"],
+        config["batches_per_epoch"],
+        config["label"],
+        config["seed"],
+        workers=2,
+        max_queue_size=8,
+    )
+    print(f"{len(numbers)} shards, {model.count_params()} parameters, from epoch {first}", flush=True)
+    for epoch in range(first, config["epochs"]):
+        batches.epoch = epoch
+        model.optimizer.learning_rate.assign(learning_rate(epoch, config))
+        loss = model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, verbose=2).history["loss"][0]
+        row = {"epoch": epoch, "loss": loss}
+        if (epoch + 1) % config["validate_every"] == 0 or epoch + 1 == config["epochs"]:
+            row |= validate(model, validation, config)
+            print({name: round(value, 4) for name, value in row.items()}, flush=True)
+            new = not history.exists()
+            with open(history, "a", newline="") as file:
+                writer = csv.DictWriter(file, row)
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+        save_atomically(model, checkpoint)
+    save_atomically(model, run / "model.keras")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("config", "data", "run"):
+        parser.add_argument(name, type=Path)
+    arguments = parser.parse_args()
+    fit(read_config(arguments.config), arguments.data, arguments.run)
+
+
+if __name__ == "__main__":
+    main()
