@@ -142,9 +142,10 @@ def airpi(
     """
     import hyperspy.api as hs
 
-    axes = _detector_and_scan_axes(self)
+    axes = _scan_and_detector_axes(self)
     acquisition = _acquisition(
         self,
+        axes,
         beam_energy=beam_energy,
         convergence_angle=convergence_angle,
         scan_step=scan_step,
@@ -162,10 +163,10 @@ def airpi(
         oversample=oversample,
         show_progress=hs.preferences.General.show_progressbar if show_progressbar is None else show_progressbar,
     )
-    return _image(self, result, acquisition.scan_step, return_complex)
+    return _image(self, axes, result, acquisition.scan_step, return_complex)
 
 
-def _detector_and_scan_axes(signal: Signal2D) -> tuple[Any, Any, Any, Any]:
+def _scan_and_detector_axes(signal: Signal2D) -> tuple[Any, Any, Any, Any]:
     """Axes of scan rows, scan columns, detector rows and detector columns (y, x, ky, kx)."""
     navigation, detector = signal.axes_manager.navigation_axes, signal.axes_manager.signal_axes
     if len(navigation) != 2 or len(detector) != 2:
@@ -173,16 +174,17 @@ def _detector_and_scan_axes(signal: Signal2D) -> tuple[Any, Any, Any, Any]:
         raise ValueError(f"airpi needs two navigation and two signal axes (x, y | kx, ky), got ({shown}).")
     for axis in (*navigation, *detector):
         if not axis.is_uniform:
-            raise ValueError(f"{axis} is not uniform, airpi needs axes with a scale. Interpolate the signal to one.")
+            raise ValueError(f"{axis} is not uniform, airpi needs axes with a scale. Use s.interpolate_on_axis.")
         if not axis.scale > 0:
             raise ValueError(
-                f"{axis} has scale {axis.scale:g}, airpi needs ascending axes. Reverse data and axis, or the sign."
+                f"{axis} has scale {axis.scale:g}, airpi needs ascending axes. Reverse the data or the sign."
             )
     return navigation[1], navigation[0], detector[1], detector[0]
 
 
 def _acquisition(
     signal: Signal2D,
+    axes: tuple[Any, Any, Any, Any],
     *,
     beam_energy: float | None,
     convergence_angle: float | None,
@@ -194,7 +196,7 @@ def _acquisition(
     defocus: float | None,
 ) -> Acquisition:
     """Calibration from arguments, or else metadata and axes."""
-    y, x, ky, kx = _detector_and_scan_axes(signal)
+    y, x, ky, kx = axes
     sources = {
         "scan_step": "axes" if scan_step is None else "argument",
         "k_pixel": "axes" if k_step is None else "argument",
@@ -293,14 +295,13 @@ def _zero(ky: Any, kx: Any, convert: Callable[[float, str | None], float | None]
 
 
 def _image(
-    signal: Signal2D, result: Reconstruction, scan_step: float, return_complex: bool
+    signal: Signal2D, axes: tuple[Any, Any, Any, Any], result: Reconstruction, scan_step: float, return_complex: bool
 ) -> Signal2D | ComplexSignal2D:
     """HyperSpy's signal of the result, with the original's metadata and place in the scan."""
     import hyperspy.api as hs
 
-    y, x, _, _ = _detector_and_scan_axes(signal)
     data = result.object if return_complex else result.phase
-    axes = [
+    image_axes = [
         {
             "name": name,
             "size": size,
@@ -309,9 +310,9 @@ def _image(
             # In steps first, so that the images of slices and of the whole scan share their coordinates.
             "offset": axis.offset / axis.scale * scan_step,
         }
-        for name, size, axis in zip("yx", data.shape, (y, x), strict=True)
+        for name, size, axis in zip("yx", data.shape, axes[:2], strict=True)
     ]
-    image = (hs.signals.ComplexSignal2D if return_complex else hs.signals.Signal2D)(data, axes=axes)
+    image = (hs.signals.ComplexSignal2D if return_complex else hs.signals.Signal2D)(data, axes=image_axes)
     for node in ("General", "Sample", "Acquisition_instrument"):
         if signal.metadata.has_item(node):
             image.metadata.set_item(node, copy.deepcopy(signal.metadata.get_item(node).as_dictionary()))
