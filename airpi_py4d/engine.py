@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -44,14 +44,15 @@ def _check_data(data: Any) -> None:
         raise ValueError(f"data has the type {data.dtype}, expected counts: integers or real floats.")
 
 
-def _check_domain(contract: Contract, **values: float) -> list[str]:
+def _check_domain(contract: Contract, called: Mapping[str, str], **values: float) -> list[str]:
     """Warn of every value outside the model's training domain; returns the warnings."""
     messages = []
     for name, value in values.items():
         low, high = contract.domain.get(name, (-math.inf, math.inf))
-        if not low * (1 - 1e-6) <= value <= high * (1 + 1e-6):
+        margin = 1e-3 * (high - low)
+        if not low - margin <= value <= high + margin:
             messages.append(
-                f"{name} is {value:.4g}, outside of {low:.4g} to {high:.4g}, the range that model {contract.name} was "
+                f"{called.get(name, name)} is {value:.4g}, outside of {low:.4g} to {high:.4g}, the range that model {contract.name} was "
                 "trained on: expect gaps, false atoms or a wrong phase scale."
             )
             warnings.warn(messages[-1], UserWarning, stacklevel=4)
@@ -176,8 +177,8 @@ def reconstruct(
     if bright_field_pixels(acquisition) < _SMALLEST_DISK:
         raise ValueError(
             f"{acquisition.argument_names.get('k_pixel', 'k_pixel')} is {acquisition.k_pixel} 1/A: the bright-field "
-            f"disk of radius {acquisition.aperture_radius:.4g} 1/A covers {bright_field_pixels(acquisition):.2g} px; check "
-            "the k-pixel and the semi-angle."
+            f"disk of radius {acquisition.aperture_radius:.4g} 1/A covers {bright_field_pixels(acquisition):.2g} px; "
+            "check the k-pixel and the semi-angle."
         )
     if acquisition.center is None:
         sources = {**acquisition.sources, "center": "measured from the mean pattern"}
@@ -185,6 +186,7 @@ def reconstruct(
     relative_step, defocus_phase, spherical_phase = relative_geometry(acquisition)
     outside = _check_domain(
         contract,
+        acquisition.argument_names,
         energy=acquisition.energy,
         semiangle=acquisition.semiangle,
         relative_scan_step=relative_step,
@@ -206,7 +208,7 @@ def reconstruct(
             electrons += float(patterns.sum(dtype=np.float64))
             yield patterns
 
-    geometry = np.tile(np.float32([relative_step, defocus_phase, spherical_phase]), (_BATCH, 1))
+    geometry = np.tile(np.array([relative_step, defocus_phase, spherical_phase], np.float32), (_BATCH, 1))
     rows = tqdm(_kernel_rows(resampled_rows()), "AIRPI", data.shape[0], unit="row", disable=not show_progress)
     for number, neighbours in enumerate(rows):
         kernels = sliding_window_view(neighbours, 3, axis=1).transpose(1, 0, 4, 2, 3)
@@ -214,7 +216,7 @@ def reconstruct(
             batch = np.ascontiguousarray(kernels[first : first + _BATCH])
             stitcher.add_row(number, first, model(batch, geometry[: len(batch)]))
     electrons /= data.shape[0] * data.shape[1]
-    outside += _check_domain(contract, electrons_per_pattern=electrons)
+    outside += _check_domain(contract, acquisition.argument_names, electrons_per_pattern=electrons)
     seconds = time.perf_counter() - started
     return Reconstruction(
         object=stitcher.result(),

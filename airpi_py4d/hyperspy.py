@@ -65,7 +65,7 @@ def airpi(
     scan_step: float | None = None,
     k_step: float | tuple[float, float] | None = None,
     center: tuple[float, float] | None = None,
-    rotation: float | None = None,
+    rotation: float = 0.0,
     flip: bool | None = None,
     defocus: float | None = None,
     model: str | Path | Model | None = None,
@@ -98,8 +98,8 @@ def airpi(
         Row and column of the optical axis on the detector [px], the first pixel's centre being (0, 0). Default: where
         calibrated signal axes with an offset are zero, if that lies on the detector; otherwise it is measured from
         the bright-field disk.
-    rotation : float, optional
-        Rotation from the detector to the scan [degrees]. Default: 0.
+    rotation : float
+        Rotation from the detector to the scan [degrees].
     flip : bool, optional
         Whether detector rows and columns are swapped before the rotation. Default: False.
     defocus : float, optional
@@ -191,7 +191,7 @@ def _acquisition(
     scan_step: float | None,
     k_step: float | tuple[float, float] | None,
     center: tuple[float, float] | None,
-    rotation: float | None,
+    rotation: float,
     flip: bool | None,
     defocus: float | None,
 ) -> Acquisition:
@@ -201,7 +201,7 @@ def _acquisition(
         "scan_step": "axes" if scan_step is None else "argument",
         "k_pixel": "axes" if k_step is None else "argument",
         "center": "argument",
-        "rotation": "default" if rotation is None else "argument",
+        "rotation": "default" if rotation == 0 else "argument",
         "transpose": "default" if flip is None else "argument",
         "defocus": "default" if defocus is None else "argument",
         "spherical_aberration": "default",
@@ -232,7 +232,7 @@ def _acquisition(
         scan_step=scan_step,
         k_pixel=k_pixel,
         center=center,
-        rotation=0.0 if rotation is None else rotation,
+        rotation=rotation,
         transpose=False if flip is None else flip,
         defocus=0.0 if defocus is None else defocus,
         sources=sources,

@@ -14,6 +14,8 @@ from airpi_py4d.acquisition import Acquisition
 WEIGHT_THRESHOLD = 0.1
 #: Of the patch's side: the outermost pixels can't be interpolated.
 _USED_PART = 0.75
+#: Side of the box in which the probe is computed [1 / k0].
+_PROBE_BOX = 24.0
 
 
 def interpolation_matrix(
@@ -45,26 +47,21 @@ def probe_weights(acquisition: Acquisition, pixel_size: float, side: float) -> N
     side : float
         Side of the model's patch [A]: no weight beyond it.
     """
-    half = math.ceil(side / 2 / pixel_size)
-    pixels = 4 * half + 2
-    intensity = (
-        np.abs(
-            optics.probe(
-                pixels,
-                pixel_size,
-                acquisition.energy,
-                acquisition.semiangle,
-                acquisition.defocus,
-                acquisition.spherical_aberration,
-            )
-        )
-        ** 2
+    half = math.ceil(_PROBE_BOX / 2 / acquisition.aperture_radius / pixel_size)
+    wave = optics.probe(
+        2 * half,
+        pixel_size,
+        acquisition.energy,
+        acquisition.semiangle,
+        acquisition.defocus,
+        acquisition.spherical_aberration,
     )
-    offsets = np.abs(np.arange(pixels) - pixels // 2)
-    intensity = intensity * np.outer(*2 * [offsets * pixel_size <= side / 2])
+    distance = np.abs(np.arange(2 * half) - half)
+    near = distance * pixel_size <= side / 2
+    intensity = np.abs(wave) ** 2 * np.outer(near, near)
     weights = np.where(intensity > WEIGHT_THRESHOLD * intensity.max(), intensity, 0)
-    reach = int(offsets[np.nonzero(weights)[0]].max())
-    kept = slice(pixels // 2 - reach, pixels // 2 + reach + 1)
+    reach = int(distance[np.nonzero(weights)[0]].max())
+    kept = slice(half - reach, half + reach + 1)
     return weights[kept, kept] / weights.sum()
 
 

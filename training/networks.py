@@ -95,7 +95,7 @@ def window_encoder(
     x = layers.Activation("swish")(modulate(x, condition))
     for _ in range(coarse_blocks):
         x = mixing_block(x, condition) if mixing else convolution_block(x, condition)
-    x = layers.Conv2D(64, 1)(layers.Activation("swish")(x))
+    x = layers.Conv2D(32, 1)(layers.Activation("swish")(x))
     x = layers.Dense(head)(layers.Flatten()(x))
     x = layers.Activation("swish")(modulate(layers.Reshape((1, 1, head))(x), condition))
     x = layers.Dense(OBJECT * OBJECT * 2, kernel_initializer=keras.initializers.RandomNormal(stddev=1e-3))(x)

@@ -1,0 +1,324 @@
+"""py4DSTEM: ``DataCube.airpi_reconstruct``, datacube in, phase image out and into the datacube's tree.
+
+Reads the datacube's calibration, calls the engine and wraps its image. Imports py4DSTEM and emdfile only when called.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airpi_py4d import optics
+from airpi_py4d.acquisition import Acquisition
+from airpi_py4d.units import length_in_angstrom, reciprocal_in_inverse_angstrom
+
+if TYPE_CHECKING:
+    from emdfile import Array
+    from py4DSTEM import DataCube
+    from py4DSTEM.data import Calibration
+
+    from airpi_py4d.model import Model
+
+_METHOD = "airpi_reconstruct"
+_ARGUMENT_NAMES = {
+    "semiangle": "semiangle_cutoff",
+    "scan_step": "force_scan_sampling",
+    "k_pixel": "force_reciprocal_sampling",
+    "center": "calibration.get_origin_mean()",
+    "rotation": "force_com_rotation",
+    "transpose": "force_com_transpose",
+}
+
+
+def attach(module: ModuleType) -> None:
+    """Make `airpi_reconstruct` a method of py4DSTEM's DataCube.
+
+    Parameters
+    ----------
+    module : module
+        ``py4DSTEM.datacube.datacube``.
+
+    Warns
+    -----
+    UserWarning
+        If DataCube already has an attribute of that name that isn't ours, which then stays.
+    """
+    present = getattr(module.DataCube, _METHOD, None)
+    if present is not None and getattr(present, "__module__", None) != __name__:
+        warnings.warn(
+            f"DataCube.{_METHOD} already exists ({present!r}), so airpi_py4d leaves it. "
+            f"Call airpi_py4d.py4dstem.{_METHOD}(datacube, ...).",
+            UserWarning,
+            stacklevel=2,
+        )
+        return
+    module.DataCube.airpi_reconstruct = airpi_reconstruct
+
+
+def airpi_reconstruct(
+    self: DataCube,
+    energy: float,
+    semiangle_cutoff: float | None = None,
+    *,
+    force_scan_sampling: float | None = None,
+    force_angular_sampling: float | None = None,
+    force_reciprocal_sampling: float | None = None,
+    force_com_rotation: float | None = None,
+    force_com_transpose: bool | None = None,
+    defocus: float | None = None,
+    model: str | Path | Model | None = None,
+    device: str = "auto",
+    oversample: int | None = None,
+    name: str = "airpi_phase",
+    verbose: bool = True,
+    returncalc: bool = True,
+) -> Array | None:
+    """Reconstruct the phase of the specimen from a datacube with a neural network.
+
+    For every scan position a network sees the 3x3 kernel of adjacent diffraction patterns and predicts the exit wave,
+    which is divided by the probe and added to the image, weighted by the probe's intensity [1]_.
+
+    What isn't given is read from ``datacube.calibration``, never assumed; the axis on the detector is its mean origin
+    or else measured from the bright-field disk. Patterns are read a few scan rows at a time. The datacube's data and
+    calibration stay as they are.
+
+    Parameters
+    ----------
+    energy : float
+        Energy of the beam electrons [eV]. py4DSTEM doesn't store it.
+    semiangle_cutoff : float, optional
+        Convergence semi-angle [mrad]. Default: the calibration's convergence_semiangle_mrad, or else its
+        probe_semiangle [px] times the size of a detector pixel.
+    force_scan_sampling : float, optional
+        Distance of neighbouring scan positions, along rows and columns alike [A]. Default: the calibration's
+        R_pixel_size and R_pixel_units (A, nm, pm, um, ...).
+    force_angular_sampling : float, optional
+        Size of a detector pixel [mrad].
+    force_reciprocal_sampling : float, optional
+        Size of a detector pixel in cycles [1/A]. Default: `force_angular_sampling` over the wavelength, or else the
+        calibration's Q_pixel_size and Q_pixel_units (A^-1, 1/nm, mrad, ...).
+    force_com_rotation : float, optional
+        Rotation from the detector to the scan [degrees], as in py4DSTEM's phase classes. Default: the calibration's
+        QR_rotation, or else 0.
+    force_com_transpose : bool, optional
+        Whether detector rows and columns are swapped before the rotation, as in py4DSTEM's phase classes. Default: the
+        calibration's QR_flip if it is set or QR_rotation is known, or else False.
+    defocus : float, optional
+        [A], positive for underfocus. Default: 0.
+    model : str, Path or Model, optional
+        Name of a shipped model, path of an ONNX file, or a loaded model.
+    device : str
+        Where the network runs: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    oversample : int, optional
+        Image pixels per scan step. Default: the fewest that make the pixel no larger than the model's.
+    name : str
+        Name of the phase in the datacube's tree. An earlier result of this method of that name is replaced.
+    verbose : bool
+        Show a progress bar, and print every parameter with its source, the model and the device.
+    returncalc : bool
+        Return the phase, besides attaching it.
+
+    Returns
+    -------
+    emdfile.Array of float32 or None
+        Phase [rad], shape (rows, columns), dims in A from the first scan position, at pixel (0, 0). In the datacube's
+        tree under `name`, and next to it, with the same shape, `name` + "_confidence": the agreement of overlapping
+        patches, 0 to 1. ``metadata["gen_params"]`` of both says how they were made: every parameter with its unit and
+        source, model, software, device. Both survive ``py4DSTEM.save`` and need no airpi_py4d to be read.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is unknown, given twice or implausible, the data aren't 4D, or something else in the datacube's
+        tree has the result's name.
+
+    References
+    ----------
+    .. [1] T. Friedrich, C.-P. Yu, J. Verbeeck, S. Van Aert, Phase object reconstruction for 4D-STEM using deep
+       learning, Microsc. Microanal. 29 (2023) 395. https://doi.org/10.1093/micmic/ozac002
+
+    Examples
+    --------
+    >>> import py4DSTEM  # doctest: +SKIP
+    >>> datacube = py4DSTEM.read("scan.h5")  # doctest: +SKIP
+    >>> phase = datacube.airpi_reconstruct(300e3, 20, force_scan_sampling=0.2)  # doctest: +SKIP
+    >>> py4DSTEM.show(phase)  # doctest: +SKIP
+    >>> py4DSTEM.show(datacube.tree("airpi_phase_confidence"))  # doctest: +SKIP
+    """
+    from emdfile import Array, Metadata
+
+    from airpi_py4d import engine
+
+    confidence_name = f"{name}_confidence"
+    _check_names(self, name, confidence_name)
+    acquisition = _acquisition(
+        self.calibration,
+        energy=energy,
+        semiangle_cutoff=semiangle_cutoff,
+        force_scan_sampling=force_scan_sampling,
+        force_angular_sampling=force_angular_sampling,
+        force_reciprocal_sampling=force_reciprocal_sampling,
+        force_com_rotation=force_com_rotation,
+        force_com_transpose=force_com_transpose,
+        defocus=defocus,
+    )
+    result = engine.reconstruct(
+        self.data, acquisition, model=model, device=device, oversample=oversample, show_progress=verbose
+    )
+    provenance = {"_calling_method": _METHOD, "_calling_class": "DataCube", **result.provenance}
+
+    def attached(data: NDArray[np.float32], name: str, units: str) -> Array:
+        array = Array(
+            data,
+            name=name,
+            units=units,
+            # In full: from two elements emdfile extrapolates with np.arange, which may yield one too many.
+            dims=[np.arange(n) * result.pixel_size for n in data.shape],
+            dim_units=["A", "A"],
+            dim_names=["Rx", "Ry"],
+        )
+        array.metadata = Metadata("gen_params", provenance)
+        self.attach(array)
+        return array
+
+    phase = attached(result.phase, name, "radians")
+    attached(result.confidence, confidence_name, "")
+    if verbose:
+        print(result.summary())
+    return phase if returncalc else None
+
+
+def _check_names(datacube: DataCube, *names: str) -> None:
+    """Refuse names that emdfile can't save, or that would replace something else than an earlier result."""
+    for name in names:
+        if "/" in name:
+            raise ValueError(f"name is {name!r}, expected one without '/', which separates nodes of the tree.")
+        if name in datacube.treekeys:
+            made = datacube.tree(name).metadata.get("gen_params")
+            if made is None or "_calling_method" not in made.keys or made["_calling_method"] != _METHOD:
+                raise ValueError(
+                    f"The datacube's tree already has {name!r}, which {_METHOD} didn't make. Give another name=..."
+                )
+
+
+def _acquisition(
+    calibration: Calibration,
+    *,
+    energy: float,
+    semiangle_cutoff: float | None,
+    force_scan_sampling: float | None,
+    force_angular_sampling: float | None,
+    force_reciprocal_sampling: float | None,
+    force_com_rotation: float | None,
+    force_com_transpose: bool | None,
+    defocus: float | None,
+) -> Acquisition:
+    """Calibration from arguments, or else the datacube's."""
+    wavelength = _wavelength(energy)
+    argument_names = dict(_ARGUMENT_NAMES)
+    sources = {
+        "energy": "argument",
+        "semiangle": "argument",
+        "scan_step": "argument",
+        "k_pixel": "argument",
+        "defocus": "default" if defocus is None else "argument",
+        "spherical_aberration": "default",
+    }
+
+    def in_inverse_angstrom(value: float, unit: str | None) -> float | None:
+        return reciprocal_in_inverse_angstrom(value, unit, wavelength)
+
+    scan_step = force_scan_sampling
+    if scan_step is None:
+        sources["scan_step"] = "calibration"
+        scan_step = _pixel_size(calibration, "R", length_in_angstrom, "force_scan_sampling [A]")
+
+    k_pixel = force_reciprocal_sampling
+    if force_angular_sampling is not None:
+        if k_pixel is not None:
+            raise ValueError("force_angular_sampling and force_reciprocal_sampling are both given, expected one.")
+        k_pixel = force_angular_sampling * 1e-3 / wavelength
+        argument_names["k_pixel"] = "force_angular_sampling / wavelength"
+    elif k_pixel is None:
+        sources["k_pixel"] = "calibration"
+        k_pixel = _pixel_size(
+            calibration, "Q", in_inverse_angstrom, "force_reciprocal_sampling [1/A] or force_angular_sampling [mrad]"
+        )
+
+    semiangle = semiangle_cutoff
+    if semiangle is None:
+        sources["semiangle"] = "calibration"
+        semiangle = calibration.get_convergence_semiangle_mrad()
+    if semiangle is None:
+        radius = calibration.get_probe_semiangle()
+        if radius is None:
+            raise ValueError(
+                "semiangle_cutoff is unknown, the calibration's convergence_semiangle_mrad and probe_semiangle are "
+                "None. Give semiangle_cutoff [mrad] or call datacube.calibration.set_convergence_semiangle_mrad."
+            )
+        semiangle = radius * k_pixel * wavelength * 1e3
+
+    measured_rotation, flip = calibration.get_QR_rotation(), calibration.get_QR_flip()
+    if force_com_rotation is not None:
+        rotation, sources["rotation"] = force_com_rotation, "argument"
+    elif measured_rotation is not None:
+        rotation, sources["rotation"] = math.degrees(measured_rotation), "calibration"
+    else:
+        rotation, sources["rotation"] = 0.0, "default, not measured"
+    if force_com_transpose is not None:
+        transpose, sources["transpose"] = force_com_transpose, "argument"
+    elif flip or measured_rotation is not None:  # A QR_flip of False alone is py4DSTEM's default.
+        transpose, sources["transpose"] = bool(flip), "calibration"
+    else:
+        transpose, sources["transpose"] = False, "default, not measured"
+
+    center = calibration.get_origin_mean()
+    sources["center"] = "measured" if None in center else "calibration"
+    return Acquisition(
+        energy=energy,
+        semiangle=semiangle,
+        scan_step=scan_step,
+        k_pixel=(k_pixel, k_pixel),
+        center=None if None in center else center,
+        rotation=rotation,
+        transpose=transpose,
+        defocus=0.0 if defocus is None else defocus,
+        sources=sources,
+        argument_names=argument_names,
+    )
+
+
+def _wavelength(energy: Any) -> float:
+    """Wavelength [A]; NaN for an energy that isn't one, which Acquisition then refuses."""
+    try:
+        return optics.wavelength(energy) if 0 < energy < math.inf else math.nan
+    except TypeError:
+        return math.nan
+
+
+def _pixel_size(
+    calibration: Calibration, space: str, convert: Callable[[float, str | None], float | None], parameter: str
+) -> float:
+    """Pixel size of space "R" or "Q" in the parameter's unit."""
+    size = getattr(calibration, f"get_{space}_pixel_size")()
+    units = getattr(calibration, f"get_{space}_pixel_units")()
+    example = {"R": "A", "Q": "A^-1"}[space]
+    try:
+        value = convert(size, units)
+        problem = "which is uncalibrated"
+    except ValueError as error:
+        value, problem = None, f"but {error}".removesuffix(".")
+    if value is None:
+        raise ValueError(
+            f"{parameter.split()[0]} is unknown, the calibration has {space}_pixel_size {size!r} and "
+            f"{space}_pixel_units {units!r}, {problem}. Give {parameter}, or call "
+            f"datacube.calibration.set_{space}_pixel_size(...) and set_{space}_pixel_units({example!r})."
+        )
+    return value
