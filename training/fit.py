@@ -61,7 +61,7 @@ def fit(config: dict, data: Path, run: Path) -> None:
     training, validation = load_shards(data, numbers[held_out:]), load_shards(data, numbers[:held_out])
     checkpoint, history = run / "checkpoint.keras", run / "history.csv"
     if checkpoint.exists():
-        model = keras.saving.load_model(checkpoint)
+        model = keras.saving.load_model(checkpoint, {"relative_exit_wave_error": relative_exit_wave_error})
     else:
         model = window_encoder(**config["network"])
         optimizer = keras.optimizers.AdamW(weight_decay=config["weight_decay"], global_clipnorm=1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ def exit_wave_error(target: Any, patch: Any) -> tuple[Any, Any]:
     return error, strength
 
 
+@keras.saving.register_keras_serializable("airpi")
 def relative_exit_wave_error(target: Any, patch: Any) -> Any:
     """Mean over the batch of e / (e_empty / 2 + 0.02): weak specimens count as much as strong ones."""
     error, strength = exit_wave_error(target, patch)

@@ -12,6 +12,7 @@ import abtem
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
+from scipy.fft import fft2, next_fast_len
 from tqdm import tqdm
 
 from airpi_py4d import optics
@@ -66,7 +67,7 @@ def simulate_reference(
     *,
     defocus: float = 0.0,
     spherical_aberration: float = 0.0,
-    phonon_configurations: int = 8,
+    phonon_configurations: int = 4,
     phonon_deviation: float = 0.08,
     slice_thickness: float = 2.0,
     seed: int = 0,
@@ -94,7 +95,7 @@ def simulate_reference(
     k0 = optics.aperture_radius(energy, semiangle)
     side = np.diag(atoms.cell)
     # abTEM keeps 2/3 of the grid's k range
-    gpts = [int(np.ceil(length * 2 * 1.5 * (BAND + 0.1) * k0 / 2) * 2) for length in side[:2]]
+    gpts = [2 * next_fast_len(int(np.ceil(length * 1.5 * (BAND + 0.1) * k0))) for length in side[:2]]
     phonons: Atoms | abtem.FrozenPhonons = atoms
     if phonon_deviation:
         phonons = abtem.FrozenPhonons(atoms, phonon_configurations, phonon_deviation, seed=seed)
@@ -135,7 +136,7 @@ def simulate_reference(
 
     def far_field(waves: abtem.Waves) -> NDArray:
         """psi(k) (..., k, k) on the kept frequencies, of total intensity 1."""
-        array = np.fft.fft2(np.asarray(waves.array))[..., kept[0], :][..., kept[1]]
+        array = fft2(np.asarray(waves.array))[..., kept[0], :][..., kept[1]]
         return array / norm
 
     incident = np.asarray(probe.build(scan=[(0.0, 0.0)], lazy=False).array)
