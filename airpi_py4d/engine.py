@@ -19,14 +19,13 @@ from tqdm import tqdm
 from airpi_py4d import optics
 from airpi_py4d.acquisition import Acquisition
 from airpi_py4d.model import Contract, Model
-from airpi_py4d.patterns import bright_field_pixels, measure_center, resample, resampling_matrix
+from airpi_py4d.patterns import check_disk, check_finite, measure_center, resample, resampling_matrix
 from airpi_py4d.result import Reconstruction
 from airpi_py4d.stitching import Stitcher
 
 CITATION = "Friedrich, Yu, Verbeeck, Van Aert, Microsc. Microanal. 29 (2023) 395, doi 10.1093/micmic/ozac002"
 _BAND_BYTES = 32e6
 _BATCH = 128
-_SMALLEST_DISK = 4.0  # [px^2]
 
 
 def _check_data(data: Any) -> None:
@@ -49,11 +48,10 @@ def _check_domain(contract: Contract, called: Mapping[str, str], **values: float
     messages = []
     for name, value in values.items():
         low, high = contract.domain.get(name, (-math.inf, math.inf))
-        margin = 1e-3 * (high - low)
-        if not low - margin <= value <= high + margin:
+        if not low - 1e-3 * abs(low) <= value <= high + 1e-3 * abs(high):
             messages.append(
-                f"{called.get(name, name)} is {value:.4g}, outside of {low:.4g} to {high:.4g}, the range that model {contract.name} was "
-                "trained on: expect gaps, false atoms or a wrong phase scale."
+                f"{called.get(name, name)} is {value:.4g}, outside of {low:.4g} to {high:.4g}, the range that model "
+                f"{contract.name} was trained on: expect gaps, false atoms or a wrong phase scale."
             )
             warnings.warn(messages[-1], UserWarning, stacklevel=4)
     return messages
@@ -89,14 +87,7 @@ def _read_rows(data: Any, band: int) -> Iterator[tuple[int, NDArray[Any]]]:
     """Every scan row with its number, read `band` rows at a time."""
     for first in range(0, data.shape[0], band):
         rows = np.asarray(data[first : min(first + band, data.shape[0])])
-        if rows.dtype.kind == "f":
-            finite = np.isfinite(rows).all(axis=(2, 3))
-            if not finite.all():
-                row, column = np.argwhere(~finite)[0]
-                raise ValueError(
-                    f"data holds NaN or infinity in {np.count_nonzero(~finite)} pattern(s) of scan rows {first} to "
-                    f"{first + len(rows) - 1}, the first at scan position ({first + row}, {column}); replace them."
-                )
+        check_finite(rows, first)
         yield from enumerate(rows, first)
 
 
@@ -133,7 +124,7 @@ def reconstruct(
     model : str, Path or Model, optional
         Name of a shipped model, path of an ONNX file, or a loaded model.
     device : {"auto", "cpu", "cuda", "cuda:N"}
-        See `airpi_py4d.model.Model`.
+        See `airpi_py4d.model.Model`. A loaded model stays where it is.
     oversample : int, optional
         Image pixels per scan step. By default the smallest number that makes the pixel no larger than the model's.
     show_progress : bool
@@ -171,15 +162,14 @@ def reconstruct(
     _check_data(data)
     if not isinstance(model, Model):
         model = Model(model, device)
-    contract = model.contract
-    if oversample is not None and (oversample != int(oversample) or oversample < 1):
-        raise ValueError(f"oversample is {oversample!r}, expected a whole number of at least 1.")
-    if bright_field_pixels(acquisition) < _SMALLEST_DISK:
-        raise ValueError(
-            f"{acquisition.argument_names.get('k_pixel', 'k_pixel')} is {acquisition.k_pixel} 1/A: the bright-field "
-            f"disk of radius {acquisition.aperture_radius:.4g} 1/A covers {bright_field_pixels(acquisition):.2g} px; "
-            "check the k-pixel and the semi-angle."
+    elif device.startswith("cuda") and model.provider != "CUDAExecutionProvider":
+        raise RuntimeError(
+            f"device={device!r} was asked for, but the loaded model runs on {model.provider}; load it there."
         )
+    contract = model.contract
+    if oversample is not None and not (isinstance(oversample, (int, np.integer)) and oversample >= 1):
+        raise ValueError(f"oversample is {oversample!r}, expected a whole number of at least 1.")
+    check_disk(data.shape[2:], acquisition)
     if acquisition.center is None:
         sources = {**acquisition.sources, "center": "measured from the mean pattern"}
         acquisition = replace(acquisition, center=measure_center(data, acquisition), sources=sources)

@@ -21,26 +21,37 @@ class _LoaderThenCall(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         self._call(module)
 
 
 class _ImportWatcher(MetaPathFinder):
-    """Waits for the first import of one module."""
+    """Waits for the first import of one module that succeeds."""
 
     def __init__(self, name: str, call: Callable[[ModuleType], None]) -> None:
         self._name, self._call = name, call
+        self._searching = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self._name:
+        if fullname != self._name or self._searching:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        self._searching = True  # so that the other finders answer
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self._searching = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _LoaderThenCall(spec.loader, self._call)
+            spec.loader = _LoaderThenCall(spec.loader, self._imported)
         return spec
+
+    def _imported(self, module: ModuleType) -> None:
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+            self._call(module)
 
 
 def when_imported(name: str, call: Callable[[ModuleType], None]) -> None:

@@ -60,22 +60,23 @@ def read_contract(metadata: dict[str, str], origin: str) -> Contract:
             f"schema {SCHEMA!r}: update airpi_py4d or export the model again."
         )
     try:
-        grid, output = json.loads(metadata["grid"]), json.loads(metadata["output"])
-        if grid["kind"] != "aperture" or output["kind"] != "object_patch":
-            raise ValueError(
-                f"model {origin} takes patterns on a {grid['kind']!r} grid and gives {output['kind']!r}; this engine "
-                "serves 'aperture' grids and 'object_patch' outputs."
+        grid, output, domain = (json.loads(metadata[key]) for key in ("grid", "output", "domain"))
+        kinds = grid["kind"], output["kind"]
+        if kinds == ("aperture", "object_patch"):
+            return Contract(
+                name=metadata["name"],
+                version=metadata["version"],
+                grid_pixels=int(grid["pixels"]),
+                aperture_pixels=float(grid["aperture_radius"]),
+                object_pixels=int(output["pixels"]),
+                domain={name: (float(low), float(high)) for name, (low, high) in domain.items()},
             )
-        return Contract(
-            name=metadata["name"],
-            version=metadata["version"],
-            grid_pixels=int(grid["pixels"]),
-            aperture_pixels=float(grid["aperture_radius"]),
-            object_pixels=int(output["pixels"]),
-            domain={name: (float(low), float(high)) for name, (low, high) in json.loads(metadata["domain"]).items()},
-        )
-    except (KeyError, json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"model {origin} has incomplete airpi metadata: {error!r}.") from error
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"model {origin} has incomplete airpi metadata: {error!r}; export it again.") from error
+    raise ValueError(
+        f"model {origin} takes patterns on a {kinds[0]!r} grid and gives {kinds[1]!r}; this engine serves 'aperture' "
+        "grids and 'object_patch' outputs."
+    )
 
 
 def _find(model: str | Path | None) -> Path:
@@ -159,11 +160,16 @@ class Model:
         self.contract = read_contract(self._session.get_modelmeta().custom_metadata_map, str(path))
         self.sha256 = hashlib.sha256(content).hexdigest()
         n = self.contract.grid_pixels
-        shapes = {entry.name: entry.shape[1:] for entry in self._session.get_inputs()}
-        if shapes != {"patterns": [3, 3, n, n], "geometry": [3]}:
+        inputs = {entry.name: (entry.type, entry.shape) for entry in self._session.get_inputs()}
+        shapes = {name: shape[1:] for name, (_, shape) in inputs.items()}
+        if (
+            shapes != {"patterns": [3, 3, n, n], "geometry": [3]}
+            or any(kind != "tensor(float)" for kind, _ in inputs.values())
+            or any(isinstance(shape[0], int) for _, shape in inputs.values())
+        ):
             raise ValueError(
-                f"model {path} has the inputs {shapes}; its metadata promise patterns (n, 3, 3, {n}, {n}) and "
-                "geometry (n, 3)."
+                f"model {path} has the inputs {inputs}; its metadata promise float32 patterns (n, 3, 3, {n}, {n}) and "
+                "geometry (n, 3), for any batch size n."
             )
 
     def __call__(self, patterns: NDArray[np.float32], geometry: NDArray[np.float32]) -> NDArray[np.complex64]:

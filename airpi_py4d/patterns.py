@@ -14,6 +14,7 @@ from airpi_py4d.acquisition import Acquisition
 _LARGE_PIXEL = 1.25
 _POINTS_PER_GRID_PIXEL = 12
 _ROWS_FOR_CENTER = 16
+_SMALLEST_DISK = 4.0  # [px^2]
 
 
 def _subdivision(ratio: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -94,6 +95,39 @@ def resample(patterns: NDArray[Any], matrix: sparse.csr_matrix) -> NDArray[np.fl
     return np.ascontiguousarray((matrix @ flat).T).reshape(len(patterns), side, side)
 
 
+def check_finite(rows: NDArray[Any], first: int) -> None:
+    """Raise for NaN or infinity in scan rows, of which the first is number `first`."""
+    if rows.dtype.kind != "f":
+        return
+    finite = np.isfinite(rows).all(axis=(2, 3))
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        raise ValueError(
+            f"data holds NaN or infinity in {np.count_nonzero(~finite)} pattern(s) of scan rows {first} to "
+            f"{first + len(rows) - 1}, the first at scan position ({first + row}, {column}); replace them."
+        )
+
+
+def check_disk(detector_shape: tuple[int, int], acquisition: Acquisition) -> None:
+    """Raise where the bright-field disk is too small, too large or beside the detector."""
+    radius, area = acquisition.aperture_radius, bright_field_pixels(acquisition)
+    disk = (
+        f"{acquisition.argument_names.get('k_pixel', 'k_pixel')} is {acquisition.k_pixel} 1/A: the bright-field disk "
+        f"of radius {radius:.4g} 1/A"
+    )
+    shown = f"detector of {detector_shape[0]} x {detector_shape[1]} px"
+    if area < _SMALLEST_DISK:
+        raise ValueError(f"{disk} covers {area:.2g} px; check the k-pixel, the semi-angle and the energy.")
+    if area >= detector_shape[0] * detector_shape[1]:
+        raise ValueError(f"{disk} is larger than the {shown}; check the k-pixel, the semi-angle and the energy.")
+    center = acquisition.center
+    if center is not None and not all(-0.5 <= c <= n - 0.5 for c, n in zip(center, detector_shape, strict=True)):
+        raise ValueError(
+            f"{acquisition.argument_names.get('center', 'center')} is {center}, beside the {shown}; expected the row "
+            "and column of the optical axis in pixels."
+        )
+
+
 def bright_field_pixels(acquisition: Acquisition) -> float:
     """Area of the bright-field disk [detector px], pi k0^2 / (k_row k_column)."""
     row, column = acquisition.k_pixel
@@ -115,21 +149,17 @@ def measure_center(data: Any, acquisition: Acquisition) -> tuple[float, float]:
     Raises
     ------
     ValueError
-        If the disk is larger than the detector, or the patterns are empty.
+        If the disk doesn't fit the detector, or the patterns are empty or not finite.
     """
     shape = data.shape[2:]
-    area = bright_field_pixels(acquisition)
-    if area >= shape[0] * shape[1]:
-        radius = acquisition.aperture_radius
-        raise ValueError(
-            f"The bright-field disk (radius {radius:.4g} 1/A, k_pixel {acquisition.k_pixel} 1/A) is larger than the "
-            f"detector of {shape[0]} x {shape[1]} px: check the semi-angle, the energy and the k-pixel."
-        )
+    check_disk(shape, acquisition)
     chosen = np.unique(np.linspace(0, data.shape[0] - 1, _ROWS_FOR_CENTER).astype(int))
     mean = np.zeros(shape)
     for row in chosen:
-        mean += np.asarray(data[row : row + 1]).reshape(-1, *shape).mean(axis=0, dtype=np.float64) / len(chosen)
-    brightest = np.sort(mean, axis=None)[-max(1, int(area)) :]
+        patterns = np.asarray(data[row : row + 1])
+        check_finite(patterns, int(row))
+        mean += patterns[0].mean(axis=0, dtype=np.float64) / len(chosen)
+    brightest = np.sort(mean, axis=None)[-int(bright_field_pixels(acquisition)) :]
     disk = mean > np.median(brightest) / 2
     if not disk.any():
         raise ValueError("center can't be measured: the mean pattern is empty. Give center, or check the data.")

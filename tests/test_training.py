@@ -159,7 +159,12 @@ def test_symmetries_are_those_of_the_physics(operation):
     np.testing.assert_allclose(
         patterns[..., inner, inner], expected.shards["amplitudes"][0, 1:4, 1:4][..., inner, inner], atol=2e-4
     )
-    np.testing.assert_allclose(patches[inner, inner], expected.target(0, 1, 1)[inner, inner], atol=2e-3)
+    # the object patch times the probe is the exit wave; without the probe there is nothing to compare
+    ours, theirs = patches[inner, inner], expected.target(0, 1, 1)[inner, inner]
+    np.testing.assert_allclose(ours[..., 2], theirs[..., 2], atol=1e-5)
+    np.testing.assert_allclose(
+        ours[..., :2] * np.sqrt(ours[..., 2:]), theirs[..., :2] * np.sqrt(theirs[..., 2:]), atol=5e-4
+    )
 
 
 def test_loss_is_its_equation():

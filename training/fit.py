@@ -16,6 +16,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from tqdm import tqdm
 
 from training.batches import Batches
 from training.config import read_config
@@ -77,10 +78,10 @@ def fit(config: dict, data: Path, run: Path) -> None:
         max_queue_size=8,
     )
     print(f"{len(numbers)} shards, {model.count_params()} parameters, from epoch {first}", flush=True)
-    for epoch in range(first, config["epochs"]):
+    for epoch in tqdm(range(first, config["epochs"]), initial=first, total=config["epochs"], unit="epoch"):
         batches.epoch = epoch
         model.optimizer.learning_rate.assign(learning_rate(epoch, config))
-        loss = model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, verbose=2).history["loss"][0]
+        loss = model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0).history["loss"][0]
         row = {"epoch": epoch, "loss": loss}
         if (epoch + 1) % config["validate_every"] == 0 or epoch + 1 == config["epochs"]:
             row |= validate(model, validation, config)

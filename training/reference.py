@@ -96,25 +96,27 @@ def simulate_reference(
     side = np.diag(atoms.cell)
     # abTEM keeps 2/3 of the grid's k range
     gpts = [2 * next_fast_len(int(np.ceil(length * 1.5 * (BAND + 0.1) * k0))) for length in side[:2]]
-    phonons: Atoms | abtem.FrozenPhonons = atoms
-    if phonon_deviation:
-        phonons = abtem.FrozenPhonons(atoms, phonon_configurations, phonon_deviation, seed=seed)
     slices = max(1, round(side[2] / slice_thickness))
-    potential = abtem.Potential(
-        phonons,
-        gpts=gpts,
-        slice_thickness=side[2] / slices,
-        projection="infinite",
-        parametrization="lobato",
-    ).build(lazy=False)
+    # one potential a configuration: abTEM 1.0.9 gives wrong waves for a built ensemble of potentials
+    phonons = abtem.FrozenPhonons(atoms, phonon_configurations, phonon_deviation, seed=seed)
+    potentials = [
+        abtem.Potential(
+            configuration,
+            gpts=gpts,
+            slice_thickness=side[2] / slices,
+            projection="infinite",
+            parametrization="lobato",
+        ).build(lazy=False)
+        for configuration in ([atoms] if phonon_deviation == 0 else phonons)
+    ]
     probe = abtem.Probe(energy=energy, semiangle_cutoff=semiangle, defocus=defocus, Cs=spherical_aberration)
-    probe.grid.match(potential)
+    probe.grid.match(potentials[0])
     frequencies = [np.fft.fftfreq(n, length / n) for n, length in zip(gpts, side[:2], strict=True)]
     kept = [np.abs(k) <= BAND * k0 for k in frequencies]
     k = (frequencies[0][kept[0]], frequencies[1][kept[1]])
     within = (k[0][:, None] ** 2 + k[1][None] ** 2) <= (BAND * k0) ** 2
 
-    projected = np.asarray(potential.array, dtype=np.float64).reshape(-1, slices, *gpts).sum(1).mean(0)
+    projected = np.mean([potential.array.sum(0, dtype=np.float64) for potential in potentials], axis=0)
     coefficients = np.fft.fft2(projected)[np.ix_(*kept)] * within / np.prod(gpts)
     start = [(length - (n - 1) * scan_step) / 2 for length, n in zip(side[:2], scan_shape, strict=True)]
     rows, columns = (first + scan_step * np.arange(n) for first, n in zip(start, scan_shape, strict=True))
@@ -144,8 +146,7 @@ def simulate_reference(
     patterns, exits, midplanes = [], [], []
     for row in tqdm(rows, "abTEM", unit="row"):
         scan = abtem.CustomScan([(row, column) for column in columns])
-        out = far_field(probe.multislice(potential, scan=scan, lazy=False))
-        out = out.reshape(-1, len(columns), *out.shape[-2:])
+        out = np.stack([far_field(probe.multislice(potential, scan=scan, lazy=False)) for potential in potentials])
         patterns.append(np.fft.fftshift((np.abs(out) ** 2).mean(0), axes=(-2, -1)).astype(np.float32))
         mean, in_ = out.mean(0), far_field(probe.build(scan=scan, lazy=False))
         there, back = np.exp(fresnel * middle), np.exp(fresnel * (middle - side[2]))
