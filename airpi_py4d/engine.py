@@ -25,6 +25,7 @@ from airpi_py4d.stitching import Stitcher
 
 CITATION = "Friedrich, Yu, Verbeeck, Van Aert, Microsc. Microanal. 29 (2023) 395, doi 10.1093/micmic/ozac002"
 _BAND_BYTES = 32e6
+_LARGEST_BAND_BYTES = 256e6
 _BATCH = 128
 
 
@@ -81,6 +82,20 @@ def relative_geometry(acquisition: Acquisition) -> tuple[float, float, float]:
         k0**2, acquisition.energy, spherical_aberration=acquisition.spherical_aberration
     )
     return acquisition.scan_step * k0, float(defocus), float(spherical)
+
+
+def _rows_per_band(data: Any) -> int:
+    """Scan rows to read at once: _BAND_BYTES, in whole chunks of the source's, that no chunk is read twice."""
+    row_bytes = math.prod(data.shape[1:]) * np.dtype(data.dtype).itemsize
+    rows = max(1, int(_BAND_BYTES // row_bytes))
+    chunks = getattr(data, "chunks", None)
+    if chunks:
+        # h5py and zarr give a chunk's length, dask those of all chunks
+        chunk = int(np.max(chunks[0]))
+        whole = max(1, rows // chunk) * chunk
+        if whole * row_bytes <= _LARGEST_BAND_BYTES:
+            return whole
+    return rows
 
 
 def _read_rows(data: Any, band: int) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -188,12 +203,11 @@ def reconstruct(
         oversample = max(1, math.ceil(acquisition.scan_step / patch_pixel_size - 1e-6))
     matrix = resampling_matrix(data.shape[2:], acquisition, contract.grid_pixels, grid_k_pixel)
     stitcher = Stitcher(data.shape[:2], acquisition, contract.object_pixels, patch_pixel_size, int(oversample))
-    row_bytes = math.prod(data.shape[1:]) * np.dtype(data.dtype).itemsize
     electrons = 0.0
 
     def resampled_rows() -> Iterator[NDArray[np.float32]]:
         nonlocal electrons
-        for _, row in _read_rows(data, max(1, int(_BAND_BYTES // row_bytes))):
+        for _, row in _read_rows(data, _rows_per_band(data)):
             patterns = resample(row, matrix)
             electrons += float(patterns.sum(dtype=np.float64))
             yield patterns

@@ -4,6 +4,7 @@ import json
 import tracemalloc
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -469,3 +470,22 @@ class TestErrors:
     def test_loaded_model_on_another_device(self, constant):
         with pytest.raises(RuntimeError, match="device='cuda' was asked for, but the loaded model runs on CPUExec"):
             reconstruct(counts(), acquisition(), model=constant, device="cuda")
+
+
+class TestBands:
+    """How many scan rows are read at once."""
+
+    def rows(self, monkeypatch, chunks, band_rows):
+        source = SimpleNamespace(shape=(64, 4, 8, 8), dtype=np.dtype("u2"), chunks=chunks)
+        monkeypatch.setattr(engine, "_BAND_BYTES", band_rows * 4 * 8 * 8 * 2)
+        monkeypatch.setattr(engine, "_LARGEST_BAND_BYTES", 40 * 4 * 8 * 8 * 2)
+        return engine._rows_per_band(source)
+
+    @pytest.mark.parametrize("chunks", [((16, 16, 16, 16), (4,), (8,), (8,)), (16, 2, 8, 8)])
+    def test_whole_chunks(self, monkeypatch, chunks):
+        assert self.rows(monkeypatch, chunks, 2) == 16
+        assert self.rows(monkeypatch, chunks, 33) == 32
+
+    def test_no_chunks_or_too_large_ones(self, monkeypatch):
+        assert self.rows(monkeypatch, None, 5) == 5
+        assert self.rows(monkeypatch, (64, 4, 8, 8), 5) == 5
