@@ -21,7 +21,7 @@ import tensorflow as tf
 import tf2onnx
 from numpy.typing import NDArray
 
-from training.batches import Batches, DOSE_RANGE
+from training.batches import DOSE_RANGE, Batches
 from training.config import read_config
 from training.dataset import KERNELS, load_shards
 from training.networks import VacuumObject  # noqa: F401 (registers the layers)
@@ -122,7 +122,7 @@ def convert(model: keras.Model, properties: dict[str, str]) -> onnx.ModelProto:
     for key, value in properties.items():
         graph.metadata_props.add(key=key, value=value)
     for entry in graph.graph.input:
-        entry.doc_string = INPUTS[entry.name]["description"]  # type: ignore[assignment]
+        entry.doc_string = INPUTS[entry.name]["description"]
     graph.graph.output[0].doc_string = str(OUTPUT["description"])
     onnx.checker.check_model(graph, full_check=True)
     return graph

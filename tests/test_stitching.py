@@ -19,8 +19,9 @@ def direct_probe(offsets, calibration):
     lam = optics.wavelength(calibration.energy)
     chi = np.pi * lam * k**2 * (0.5 * calibration.spherical_aberration * lam**2 * k**2 - calibration.defocus)
     waves = k * np.exp(-1j * chi)
-    row, column = np.exp(2j * np.pi * offsets[:, None, None] * (k * np.cos(theta))), np.exp(
-        2j * np.pi * offsets[:, None, None] * (k * np.sin(theta))
+    row, column = (
+        np.exp(2j * np.pi * offsets[:, None, None] * (k * np.cos(theta))),
+        np.exp(2j * np.pi * offsets[:, None, None] * (k * np.sin(theta))),
     )
     return np.einsum("rkt,ckt,kt->rc", row, column, waves, optimize=True)
 

@@ -5,6 +5,9 @@ Every random choice derives from (seed, epoch, index), so a resumed run sees the
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import keras
 import numpy as np
 from numba import njit
@@ -27,7 +30,7 @@ DEFOCUS_ERROR = 0.15  # [rad] at the aperture's edge, standard deviation
 
 
 @njit(nogil=True, cache=True)
-def _poisson(mean):
+def _poisson(mean: float) -> float:
     """One Poisson variate: sequential search below 30, rounded normal above (relative error of the variance < 1 %)."""
     if mean > 30.0:
         return max(0.0, np.floor(mean + np.sqrt(mean) * np.random.standard_normal() + 0.5))
@@ -45,7 +48,9 @@ def _poisson(mean):
 
 
 @njit(nogil=True, cache=True)
-def _record(clean, doses, half_widths, shifts, scales, seed, out):
+def _record(
+    clean: NDArray, doses: NDArray, half_widths: NDArray, shifts: NDArray, scales: NDArray, seed: int, out: NDArray
+) -> None:
     """What a detector records of `clean` (n, 9, 64, 64): misaligned, cut off at `half_widths` [px], counted.
 
     A dose of 0 stands for no noise: the expected counts at 1e7 electrons.
@@ -134,25 +139,31 @@ class Batches(keras.utils.PyDataset):
         Samples a batch, batches an epoch.
     label : {"exit_wave_midplane", "exit_wave"}
         Exit wave referred to the mid-plane, or at the exit plane as in the paper.
-    seed : int
+    seed, epoch : int
+        They decide every random choice. Keras fetches ahead, so each epoch has an object of its own.
     dose : float, optional
         For validation: this many electrons a pattern (0 for no noise), and no augmentation.
     """
 
     def __init__(
-        self, shards: dict, batch_size: int, batches: int, label: str, seed: int, dose: float | None = None, **kwargs
+        self,
+        shards: dict,
+        batch_size: int,
+        batches: int,
+        label: str,
+        seed: int,
+        epoch: int = 0,
+        dose: float | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.shards, self.batch_size, self.batches = shards, batch_size, batches
-        self.label, self.seed, self.dose, self.epoch = label, seed, dose, 0
+        self.label, self.seed, self.epoch, self.dose = label, seed, epoch, dose
         self.geometry = geometry(shards["parameters"])
         assert shards["parameters"].shape[1] == len(PARAMETERS)
 
     def __len__(self) -> int:
         return self.batches
-
-    def on_epoch_end(self) -> None:
-        self.epoch += 1
 
     def target(self, scan: int, row: int, column: int) -> NDArray[np.float32]:
         """Object patch minus 1 and weights, shape (16, 16, 3), of an inner position of a scan."""
@@ -188,7 +199,7 @@ class Batches(keras.utils.PyDataset):
             empty = rng.uniform(size=n) < EMPTY_SHARE
             clean[empty] = vacuum_pattern()
             target[empty, :, :, :2] = 0
-            doses = np.exp(rng.uniform(*np.log(DOSE_RANGE), size=n)) * (rng.uniform(size=n) > NOISE_FREE_SHARE)
+            doses = np.exp(rng.uniform(math.log(DOSE_RANGE[0]), math.log(DOSE_RANGE[1]), size=n)) * (rng.uniform(size=n) > NOISE_FREE_SHARE)
             cropped = rng.uniform(size=n) < CROPPED_SHARE
             half_widths[cropped] = rng.integers(13, 32, size=cropped.sum())
             misaligned = rng.uniform(size=n) < MISALIGNED_SHARE

@@ -54,10 +54,10 @@ def reference_scan(name: str, positions: int, folder: Path) -> ReferenceScan:
     return scan
 
 
-def oracle_phase(patches: NDArray[np.complex64], scan: ReferenceScan) -> NDArray[np.float32]:
+def oracle_phase(patches: NDArray[np.complex64], scan: ReferenceScan) -> NDArray:
     """Phase [rad] at the scan positions of true patches (rows, columns, 16, 16) through the engine's stitching."""
     pixel_size = 1 / (2 * BAND * scan.acquisition.aperture_radius)
-    stitcher = Stitcher(patches.shape[:2], scan.acquisition, patches.shape[-1], pixel_size, oversample=1)
+    stitcher = Stitcher((len(patches), patches.shape[1]), scan.acquisition, patches.shape[-1], pixel_size, oversample=1)
     for row, of_row in enumerate(patches):
         stitcher.add_row(row, 0, of_row)
     return np.angle(stitcher.result())

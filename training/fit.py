@@ -68,18 +68,18 @@ def fit(config: dict, data: Path, run: Path) -> None:
         optimizer = keras.optimizers.AdamW(weight_decay=config["weight_decay"], global_clipnorm=1.0)
         model.compile(optimizer, relative_exit_wave_error)
     first = int(model.optimizer.iterations) // config["batches_per_epoch"]
-    batches = Batches(
-        training,
-        config["batch_size"],
-        config["batches_per_epoch"],
-        config["label"],
-        config["seed"],
-        workers=2,
-        max_queue_size=8,
-    )
     print(f"{len(numbers)} shards, {model.count_params()} parameters, from epoch {first}", flush=True)
     for epoch in tqdm(range(first, config["epochs"]), initial=first, total=config["epochs"], unit="epoch"):
-        batches.epoch = epoch
+        batches = Batches(
+            training,
+            config["batch_size"],
+            config["batches_per_epoch"],
+            config["label"],
+            config["seed"],
+            epoch,
+            workers=2,
+            max_queue_size=8,
+        )
         model.optimizer.learning_rate.assign(learning_rate(epoch, config))
         loss = model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0).history["loss"][0]
         row = {"epoch": epoch, "loss": loss}

@@ -34,7 +34,7 @@ class ReferenceScan:
     acquisition : Acquisition
         Its calibration; the centre is the simulation's.
     phase : ndarray of float64, shape (rows, columns)
-        Ground truth at the scan positions: sigma v_z [rad], mean over the phonon configurations, frequencies up to BAND k0.
+        Ground truth at the scan positions: sigma v_z [rad], mean over the phonon configurations, up to BAND k0.
     exit_patches, midplane_patches : ndarray of complex64, shape (rows, columns, 16, 16)
         True object patches psi_out / psi_in, as published (exit over entrance plane) and referred to the mid-plane.
     """
@@ -143,7 +143,9 @@ def simulate_reference(
 
     incident = np.asarray(probe.build(scan=[(0.0, 0.0)], lazy=False).array)
     norm = np.sqrt((np.abs(np.fft.fft2(incident)) ** 2).sum())
-    patterns, exits, midplanes = [], [], []
+    patterns: list[NDArray] = []
+    exits: list[NDArray] = []
+    midplanes: list[NDArray] = []
     for row in tqdm(rows, "abTEM", unit="row"):
         scan = abtem.CustomScan([(row, column) for column in columns])
         out = np.stack([far_field(probe.multislice(potential, scan=scan, lazy=False)) for potential in potentials])

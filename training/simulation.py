@@ -132,7 +132,7 @@ def potential_slices(
             projection="infinite",
             parametrization="lobato",
         )
-        slices.append(potential.build(lazy=False).array)
+        slices.append(np.asarray(potential.build(lazy=False).array))
     return slices, thickness
 
 

@@ -169,7 +169,7 @@ def layered(rng: np.random.Generator, side: float, light: bool) -> Atoms | None:
 
 def amorphous(rng: np.random.Generator, side: float, thickness: float, light: bool) -> Atoms:
     """Atoms at random places, none closer than 0.85 of the sum of the radii, of one or two elements."""
-    elements = random_elements(rng, rng.integers(1, 3), light)
+    elements = random_elements(rng, int(rng.integers(1, 3)), light)
     radius = covalent_radii[elements].mean()
     tries = int(rng.uniform(0.3, 1.2) * side**2 * thickness / (4.5 * radius**3))
     tries = min(tries, 3000)
@@ -190,7 +190,7 @@ def amorphous(rng: np.random.Generator, side: float, thickness: float, light: bo
 def single_atoms(rng: np.random.Generator, side: float, light: bool) -> Atoms:
     """A few atoms alone in vacuum, on average one in 4 to 60 A^2."""
     count = max(1, rng.poisson(side**2 / rng.uniform(4, 60)))
-    elements = random_elements(rng, rng.integers(1, 5), light)
+    elements = random_elements(rng, int(rng.integers(1, 5)), light)
     positions = rng.uniform(size=(count, 3)) * [side, side, 1.0] + [0, 0, 0.5]
     return Atoms(numbers=rng.choice(elements, count), positions=positions, cell=[side, side, 2.0], pbc=True)
 
