@@ -8,6 +8,7 @@ from ase import Atoms
 
 from airpi_py4d import reconstruct
 from airpi_py4d.model import Model
+from training.benchmark import oracle_phase
 from training.reference import cross_correlation, simulate_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -92,3 +93,20 @@ def test_vacuum_has_no_phase(counts, model):
     result = reconstruct(data, calibration, model=model)
     assert np.abs(result.phase).max() < 0.05
     assert result.confidence.min() > 0.99
+
+
+def test_the_midplane_oracle_is_the_truth_and_beats_the_published_label(scan):
+    # the true exit waves through the stitching; independent simulation, so this also checks the reference itself
+    midplane, published = (oracle_phase(patches, scan) for patches in (scan.midplane_patches, scan.exit_patches))
+    assert cross_correlation(midplane, scan.phase) > 0.97
+    assert cross_correlation(midplane, scan.phase) > cross_correlation(published, scan.phase)
+    assert np.polyfit(scan.phase.ravel(), midplane.ravel(), 1)[0] == pytest.approx(1, abs=0.2)
+
+
+def test_the_reference_averages_over_phonons():
+    atoms = Atoms("CSi", positions=[[4.0, 4.4, 1], [5.1, 5.6, 1]], cell=[9.0, 10.0, 2.0], pbc=True)
+    still = simulate_reference(atoms, 200e3, 25.0, 0.4, (3, 4), phonon_deviation=0.0)
+    barely = simulate_reference(atoms, 200e3, 25.0, 0.4, (3, 4), phonon_configurations=3, phonon_deviation=1e-4)
+    np.testing.assert_allclose(barely.patterns, still.patterns, atol=1e-5)
+    np.testing.assert_allclose(barely.phase, still.phase, atol=1e-3)
+    np.testing.assert_allclose(still.patterns.sum((2, 3)), 1, atol=0.01)

@@ -199,7 +199,8 @@ class Batches(keras.utils.PyDataset):
             empty = rng.uniform(size=n) < EMPTY_SHARE
             clean[empty] = vacuum_pattern()
             target[empty, :, :, :2] = 0
-            doses = np.exp(rng.uniform(math.log(DOSE_RANGE[0]), math.log(DOSE_RANGE[1]), size=n)) * (rng.uniform(size=n) > NOISE_FREE_SHARE)
+            doses = np.exp(rng.uniform(math.log(DOSE_RANGE[0]), math.log(DOSE_RANGE[1]), size=n))
+            doses[rng.uniform(size=n) < NOISE_FREE_SHARE] = 0.0
             cropped = rng.uniform(size=n) < CROPPED_SHARE
             half_widths[cropped] = rng.integers(13, 32, size=cropped.sum())
             misaligned = rng.uniform(size=n) < MISALIGNED_SHARE
