@@ -165,10 +165,10 @@ def reconstruct(
     --------
     An empty specimen has no phase:
 
-    >>> k = np.arange(32) - 16
-    >>> disk = k[:, None] ** 2 + k[None] ** 2 <= 6**2
-    >>> data = np.broadcast_to(np.uint16(100) * disk, (3, 4, 32, 32))
-    >>> k_pixel = optics.aperture_radius(300e3, 20.0) / 6
+    >>> k = np.arange(48) - 24
+    >>> disk = k[:, None] ** 2 + k[None] ** 2 <= 9**2
+    >>> data = np.broadcast_to(np.uint16(100) * disk, (3, 4, 48, 48))
+    >>> k_pixel = optics.aperture_radius(300e3, 20.0) / 9
     >>> result = reconstruct(data, Acquisition(300e3, 20.0, 0.2, (k_pixel, k_pixel)), device="cpu")
     >>> result.phase.shape, bool(abs(result.phase).max() < 0.05)
     ((5, 7), True)

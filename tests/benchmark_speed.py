@@ -3,8 +3,8 @@
     python tests/benchmark_speed.py [--model FILE]
 
 Every measurement runs in a process of its own, so that nothing but it adds to the peak memory; imports and one small
-scan go before, untimed. The data are Poisson counts of an empty specimen, uint16, in an HDF5 file, which AIRPI streams and
-SSB has to load; the network's speed doesn't depend on the counts.
+scan go before, untimed. The data are Poisson counts of an empty specimen, uint16, in an HDF5 file, which AIRPI streams
+and SSB has to load; the network's speed doesn't depend on the counts.
 """
 
 from __future__ import annotations

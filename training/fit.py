@@ -81,7 +81,7 @@ def fit(config: dict, data: Path, run: Path) -> None:
             max_queue_size=8,
         )
         model.optimizer.learning_rate.assign(learning_rate(epoch, config))
-        loss = model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0).history["loss"][0]
+        loss = model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0).history["loss"][0]
         row = {"epoch": epoch, "loss": loss}
         if (epoch + 1) % config["validate_every"] == 0 or epoch + 1 == config["epochs"]:
             row |= validate(model, validation, config)
