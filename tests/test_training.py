@@ -241,6 +241,14 @@ def test_a_stopped_run_resumes_where_it_was(data, tmp_path, monkeypatch):
     assert len(histories[0]) == len(histories[1]) == 1 + TINY["epochs"]
 
 
+def test_training_starts_from_the_shipped_weights(data, tmp_path):
+    shipped = "training/weights/airpi-1.keras"
+    fit.fit(TINY | {"initial_model": shipped, "epochs": 1, "learning_rate": 0.0}, data, tmp_path)
+    models = [keras.saving.load_model(path, compile=False) for path in (shipped, tmp_path / "model.keras")]
+    for one, other in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_export_agrees_with_keras_and_runs_in_the_engine(data, tmp_path):
     onnx = pytest.importorskip("onnx")
     to_onnx = pytest.importorskip("export.to_onnx")

@@ -2,8 +2,9 @@
 
     python -m training.fit CONFIG DATA_FOLDER RUN_FOLDER
 
-RUN_FOLDER receives `checkpoint.keras` (weights and optimiser, after every epoch), `history.csv` and `model.keras`
-(when the last epoch is done). Batches depend on the seed and the epoch alone, so a resumed run goes on as if it had
+With `initial_model` in the configuration, training starts from the weights of that Keras file. RUN_FOLDER receives
+`checkpoint.keras` (weights and optimiser, after every epoch), `history.csv` and `model.keras` (when the last epoch is
+done). Batches depend on the seed and the epoch alone, so a resumed run goes on as if it had
 never stopped.
 """
 
@@ -64,7 +65,10 @@ def fit(config: dict, data: Path, run: Path) -> None:
     if checkpoint.exists():
         model = keras.saving.load_model(checkpoint, {"relative_exit_wave_error": relative_exit_wave_error})
     else:
-        model = window_encoder(**config["network"])
+        if "initial_model" in config:
+            model = keras.saving.load_model(config["initial_model"], compile=False)
+        else:
+            model = window_encoder(**config["network"])
         optimizer = keras.optimizers.AdamW(weight_decay=config["weight_decay"], global_clipnorm=1.0)
         model.compile(optimizer, relative_exit_wave_error)
     first = int(model.optimizer.iterations) // config["batches_per_epoch"]
