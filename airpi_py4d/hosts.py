@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 
 class _LoaderThenCall(Loader):
@@ -51,7 +53,30 @@ class _ImportWatcher(MetaPathFinder):
     def _imported(self, module: ModuleType) -> None:
         if self in sys.meta_path:
             sys.meta_path.remove(self)
-            self._call(module)
+            try:
+                self._call(module)
+            except AttributeError as error:  # a host that has moved its class must still import
+                warnings.warn(f"airpi_py4d can't add its method: {error}.", UserWarning, stacklevel=2)
+
+
+def add_method(host_class: type, method: Callable[..., Any]) -> None:
+    """Make `method` a method of a host's class, under its own name; once or again, it is the same.
+
+    Warns
+    -----
+    UserWarning
+        If the class already has an attribute of that name that isn't ours, which then stays.
+    """
+    present = getattr(host_class, method.__name__, None)
+    if present is not None and getattr(present, "__module__", None) != method.__module__:
+        warnings.warn(
+            f"{host_class.__name__}.{method.__name__} already exists ({present!r}), so airpi_py4d leaves it. "
+            f"Call {method.__module__}.{method.__name__}, with the object as its first argument.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return
+    setattr(host_class, method.__name__, method)
 
 
 def when_imported(name: str, call: Callable[[ModuleType], None]) -> None:

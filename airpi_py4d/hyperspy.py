@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ import numpy as np
 
 from airpi_py4d import engine, optics
 from airpi_py4d.acquisition import Acquisition
+from airpi_py4d.hosts import add_method
 from airpi_py4d.result import Reconstruction
 from airpi_py4d.units import length_in_angstrom, reciprocal_in_inverse_angstrom
 
@@ -34,27 +34,8 @@ _ARGUMENT_NAMES = {
 
 
 def attach(module: ModuleType) -> None:
-    """Make `airpi` a method of HyperSpy's Signal2D and so of every class that derives from it.
-
-    Parameters
-    ----------
-    module : module
-        ``hyperspy._signals.signal2d``.
-
-    Warns
-    -----
-    UserWarning
-        If Signal2D already has an attribute of that name that isn't ours, which then stays.
-    """
-    present = getattr(module.Signal2D, "airpi", None)
-    if present is not None and getattr(present, "__module__", None) != __name__:
-        warnings.warn(
-            f"Signal2D.airpi already exists ({present!r}), so airpi_py4d leaves it. Call airpi_py4d.hyperspy.airpi(s).",
-            UserWarning,
-            stacklevel=2,
-        )
-        return
-    module.Signal2D.airpi = airpi
+    """Make `airpi` a method of `module.Signal2D`, HyperSpy's, and so of every class that derives from it."""
+    add_method(module.Signal2D, airpi)
 
 
 def airpi(

@@ -6,7 +6,6 @@ Reads the datacube's calibration, calls the engine and wraps its image. Imports 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from airpi_py4d import optics
 from airpi_py4d.acquisition import Acquisition
+from airpi_py4d.hosts import add_method
 from airpi_py4d.units import length_in_angstrom, reciprocal_in_inverse_angstrom
 
 if TYPE_CHECKING:
@@ -38,28 +38,8 @@ _ARGUMENT_NAMES = {
 
 
 def attach(module: ModuleType) -> None:
-    """Make `airpi_reconstruct` a method of py4DSTEM's DataCube.
-
-    Parameters
-    ----------
-    module : module
-        ``py4DSTEM.datacube.datacube``.
-
-    Warns
-    -----
-    UserWarning
-        If DataCube already has an attribute of that name that isn't ours, which then stays.
-    """
-    present = getattr(module.DataCube, _METHOD, None)
-    if present is not None and getattr(present, "__module__", None) != __name__:
-        warnings.warn(
-            f"DataCube.{_METHOD} already exists ({present!r}), so airpi_py4d leaves it. "
-            f"Call airpi_py4d.py4dstem.{_METHOD}(datacube, ...).",
-            UserWarning,
-            stacklevel=2,
-        )
-        return
-    module.DataCube.airpi_reconstruct = airpi_reconstruct
+    """Make `airpi_reconstruct` a method of `module.DataCube`, py4DSTEM's."""
+    add_method(module.DataCube, airpi_reconstruct)
 
 
 def airpi_reconstruct(

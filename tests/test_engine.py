@@ -335,7 +335,7 @@ class TestResult:
 
 
 class TestDomain:
-    DOMAIN = {  # noqa: RUF012
+    DOMAIN = {  # noqa: RUF012 (a constant)
         "energy": (6e4, 2e5),
         "semiangle": (25.0, 33.0),
         "relative_scan_step": (0.3, 0.8),

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 import airpi_py4d
-from airpi_py4d.hosts import when_imported
+from airpi_py4d.hosts import add_method, when_imported
 
 
 @pytest.fixture
@@ -159,3 +159,12 @@ class TestHosts:
         monkeypatch.delattr(py4DSTEM.DataCube, "airpi_reconstruct")
         importlib.reload(airpi_py4d)
         assert py4DSTEM.DataCube.airpi_reconstruct is airpi_py4d.py4dstem.airpi_reconstruct
+
+
+def test_a_host_without_the_class_still_imports(tmp_path, monkeypatch):
+    (tmp_path / "changed_host.py").write_text("value = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    when_imported("changed_host", lambda module: add_method(module.Signal2D, len))
+    with pytest.warns(UserWarning, match="can't add its method: .*Signal2D"):
+        module = importlib.import_module("changed_host")
+    assert module.value == 1
