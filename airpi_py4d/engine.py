@@ -24,6 +24,7 @@ from airpi_py4d.result import Reconstruction
 from airpi_py4d.stitching import Stitcher
 
 CITATION = "Friedrich, Yu, Verbeeck, Van Aert, Microsc. Microanal. 29 (2023) 395, doi 10.1093/micmic/ozac002"
+_HINTS = {"electrons_per_pattern": " Data that are not counts, noise-free simulations for instance, must be scaled."}
 _BAND_BYTES = 32e6
 _LARGEST_BAND_BYTES = 256e6
 _BATCH = 128
@@ -53,6 +54,7 @@ def _check_domain(contract: Contract, called: Mapping[str, str], **values: float
             messages.append(
                 f"{called.get(name, name)} is {value:.4g}, outside of {low:.4g} to {high:.4g}, the range that model "
                 f"{contract.name} was trained on: expect gaps, false atoms or a wrong phase scale."
+                + _HINTS.get(name, "")
             )
             warnings.warn(messages[-1], UserWarning, stacklevel=4)
     return messages
