@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,10 +211,8 @@ def run(output: Path, device: str) -> dict[str, dict[str, float]]:
     py4dstem = _import_py4dstem()
     from emdfile import Array
 
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(_INSTALL.format("matplotlib")) from error
+    if find_spec("matplotlib") is None:
+        raise ImportError(_INSTALL.format("matplotlib"))
     output.mkdir(parents=True, exist_ok=True)
     with _quiet():
         datacube = py4dstem.read(str(demo_path()))

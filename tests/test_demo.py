@@ -4,12 +4,11 @@ import subprocess
 import sys
 
 import numpy as np
+import py4DSTEM
 import pytest
 
-py4DSTEM = pytest.importorskip("py4DSTEM")
-
-from airpi_py4d import Acquisition, __main__  # noqa: E402
-from airpi_py4d.demo import MARGIN, demo_path, dpc_phase, ssb_phase  # noqa: E402
+from airpi_py4d import Acquisition, __main__
+from airpi_py4d.demo import MARGIN, demo_path, dpc_phase, ssb_phase
 
 INNER = (slice(MARGIN, -MARGIN),) * 2
 ACQUISITION = Acquisition(80e3, 25.0, 0.25, (0.05, 0.05), center=(31, 31))

@@ -5,6 +5,7 @@ import tracemalloc
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -335,7 +336,7 @@ class TestResult:
 
 
 class TestDomain:
-    DOMAIN = {  # noqa: RUF012 (a constant)
+    DOMAIN: ClassVar = {
         "energy": (6e4, 2e5),
         "semiangle": (25.0, 33.0),
         "relative_scan_step": (0.3, 0.8),

@@ -6,16 +6,14 @@ import sys
 import warnings
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
+import py4DSTEM
 import pytest
+from emdfile import Array, PointListArray
 
-py4DSTEM = pytest.importorskip("py4DSTEM")
-
-import h5py  # noqa: E402
-from emdfile import Array, PointListArray  # noqa: E402
-
-from airpi_py4d import Reconstruction, engine, optics  # noqa: E402
-from airpi_py4d import py4dstem as adapter  # noqa: E402
+from airpi_py4d import Reconstruction, engine, optics
+from airpi_py4d import py4dstem as adapter
 
 ENERGY = 300e3
 WAVELENGTH = optics.wavelength(ENERGY)

@@ -3,16 +3,17 @@
 import json
 
 import abtem
+import keras
 import numpy as np
+import onnx
 import pytest
 from ase import Atoms
 
-keras = pytest.importorskip("keras")
-
-from airpi_py4d import Acquisition, optics, reconstruct  # noqa: E402 (after the guard)
-from training import batches, dataset, fit, losses, networks, simulation, structures  # noqa: E402
-from training.config import read_config  # noqa: E402
-from training.structures import RESERVED_COMPOSITIONS, Specimen, random_specimen  # noqa: E402
+from airpi_py4d import Acquisition, optics, reconstruct
+from export import to_onnx
+from training import batches, dataset, fit, losses, networks, simulation, structures
+from training.config import read_config
+from training.structures import RESERVED_COMPOSITIONS, Specimen, random_specimen
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -250,8 +251,6 @@ def test_training_starts_from_the_shipped_weights(data, tmp_path):
 
 
 def test_export_agrees_with_keras_and_runs_in_the_engine(data, tmp_path):
-    onnx = pytest.importorskip("onnx")
-    to_onnx = pytest.importorskip("export.to_onnx")
     model = networks.window_encoder(**TINY["network"])
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.05, weight.shape) for weight in model.get_weights()])
