@@ -119,12 +119,30 @@ def test_batches_record_poisson_counts_on_the_detector():
     clean = np.full((1, 9, 64, 64), 1.0, np.float32)
     for mean in (0.01, 0.8, 12.0, 300.0):
         out = np.empty_like(clean)
-        batches._record(clean, np.array([mean]), np.array([20]), np.zeros((1, 2)), np.ones(1), 5, out)
+        one = np.ones(1, np.int64)
+        batches._record(clean, np.array([mean]), np.array([20]), np.zeros((1, 2)), np.ones(1), one, 0 * one, 5, out)
         seen = out[0, :, 13:52, 13:52]
         assert seen.mean() == pytest.approx(mean, rel=0.1 if mean < 0.1 else 0.02)
         assert seen.var() == pytest.approx(mean, rel=0.1 if mean < 0.1 else 0.05)
         assert (seen == np.rint(seen)).all()
         assert out.sum() == seen.sum()
+
+
+@pytest.mark.parametrize(("pixel", "offset"), [(2, 0), (3, 2), (4, 1)])
+def test_coarse_pixels_keep_the_counts_and_their_noise(pixel, offset):
+    rows, columns = np.mgrid[:64, :64]
+    smooth = 2.0 + np.cos(rows / 9) + np.sin(columns / 11)
+    expected = smooth.copy()
+    batches._count_coarse(expected, pixel, offset, False)
+    inner = slice(6, -6)
+    np.testing.assert_allclose(expected[inner, inner], smooth[inner, inner], atol=0.12)
+    draws = np.stack([smooth] * 200)
+    for draw in draws:
+        batches._count_coarse(draw, pixel, offset, True)
+    # a block of 24 x 24 px holds about as many electrons, with the variance of counting
+    sums = draws[:, 20:44, 20:44].sum((1, 2))
+    assert sums.mean() == pytest.approx(smooth[20:44, 20:44].sum(), rel=0.01)
+    assert sums.var() == pytest.approx(sums.mean(), rel=0.3)
 
 
 @pytest.mark.parametrize("operation", range(8))
@@ -181,6 +199,64 @@ def test_loss_is_its_equation():
     np.testing.assert_allclose(strength, (np.abs(incident - incident * o) ** 2).sum((1, 2)), rtol=1e-5)
 
 
+def test_stitched_loss_is_the_error_of_the_mean():
+    # many draws of a biased, noisy prediction: the loss is bias^2 + variance / K
+    rng = np.random.default_rng(5)
+    draws, inverse = 4000, 0.25
+    true = rng.normal(0, 0.2, (16, 16, 2))
+    weight = rng.uniform(size=(16, 16))
+    weight /= weight.sum()
+    bias, deviation = rng.normal(0, 0.1, (16, 16, 2)), 0.3
+    target = np.empty((2 * draws, 16, 16, 4), np.float32)
+    target[..., :2], target[..., 2], target[..., 3] = true, weight, inverse
+    patch = true + np.array([1.0, 0.0]) + bias + rng.normal(0, deviation, (2 * draws, 16, 16, 2))
+    strength = np.sum(weight[..., None] * true**2)
+    expected = np.sum(weight[..., None] * bias**2) + 2 * deviation**2 * inverse
+    found = float(losses.stitched_exit_wave_error(target, patch.astype(np.float32)))
+    assert found == pytest.approx(expected / (0.5 * strength + losses.STRENGTH_FLOOR), rel=0.02)
+    # K = 1 is the mean squared error of the single predictions
+    target[..., 3] = 1
+    plain = np.mean(np.sum(weight[..., None] * (patch - [1, 0] - true) ** 2, axis=(1, 2, 3)))
+    found = float(losses.stitched_exit_wave_error(target, patch.astype(np.float32)))
+    assert found == pytest.approx(plain / (0.5 * strength + losses.STRENGTH_FLOOR), rel=1e-4)
+
+
+def test_linear_phase_is_the_gradient_of_the_likelihood():
+    # -d/dphi of the Poisson log likelihood by central differences through an FFT simulation of nine phase objects
+    rng = np.random.default_rng(6)
+    step, defocus_phase, spherical_phase = 0.5, 0.6, -0.3  # steps of half of 1/k0 are 64/24 grid pixels
+    k = (np.arange(64) - 32) / 12
+    squared = k[:, None] ** 2 + k[None] ** 2
+    aperture = (squared <= 1) / np.sqrt((squared <= 1).sum())
+    aberrations = np.exp(-1j * (defocus_phase * squared + spherical_phase * squared**2))
+
+    def intensities(phase):
+        result = []
+        for row in (-1, 0, 1):
+            for column in (-1, 0, 1):
+                ramp = np.exp(-2j * np.pi * step * (k[:, None] * row + k[None] * column))
+                wave = np.fft.ifft2(np.fft.ifftshift(aperture * aberrations * ramp)) * np.exp(1j * phase)
+                result.append(np.abs(np.fft.fftshift(np.fft.fft2(wave))) ** 2)
+        return np.stack(result)
+
+    counts = rng.poisson(400 * intensities(np.fft.ifftshift(rng.normal(0, 0.2, (64, 64))))).astype(np.float32)
+    layer = networks.LinearPhase()
+    geometry = np.array([[step, defocus_phase, spherical_phase]], np.float32)
+    found = np.asarray(layer(counts.reshape(1, 3, 3, 64, 64), geometry))[0]
+    disk = squared <= 1
+    empty = intensities(np.zeros((64, 64)))
+    mean = counts[:, disk].mean()
+    for row, column in ((8, 8), (6, 9), (11, 7)):
+        bump = np.zeros((64, 64))
+        bump[(row - 8) % 64, (column - 8) % 64] = 1e-3
+        change = (intensities(bump) - intensities(-bump)) / 2e-3
+        # sum over the disk of (n / mean - 1) dI / dphi; the patch is scaled so that P(0) = 1 without aberrations
+        gradient = ((counts / mean - 1) * change)[:, disk].sum(1)
+        scale = disk.sum() / 64**2
+        np.testing.assert_allclose(found[row, column] * scale, gradient, atol=2e-3 * np.abs(gradient).max())
+    assert np.allclose(empty[:, disk], 1 / disk.sum())
+
+
 def test_shards_are_reproducible_and_resumable(config, data, tmp_path):
     again = dataset.make_shard(config, 1)
     with np.load(dataset.shard_path(data, 1)) as shard:
@@ -199,6 +275,7 @@ def test_shards_are_reproducible_and_resumable(config, data, tmp_path):
 TINY = {
     "seed": 3,
     "label": "exit_wave_midplane",
+    "stitched": True,
     "batch_size": 4,
     "batches_per_epoch": 2,
     "epochs": 3,
@@ -209,6 +286,7 @@ TINY = {
     "validation_samples": 4,
     "validation_doses": [0.0, 100.0],
     "network": {
+        "kind": "window_encoder",
         "fine_channels": 4,
         "coarse_channels": 8,
         "fine_blocks": 1,
@@ -250,8 +328,24 @@ def test_training_starts_from_the_shipped_weights(data, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
-def test_export_agrees_with_keras_and_runs_in_the_engine(data, tmp_path):
-    model = networks.window_encoder(**TINY["network"])
+GUIDED = {
+    "fine_channels": 4,
+    "coarse_channels": 8,
+    "fine_blocks": 1,
+    "coarse_blocks": 1,
+    "head": 8,
+    "object_channels": 4,
+}
+
+
+@pytest.mark.parametrize("kind", ["window_encoder", "linear_guided"])
+def test_export_agrees_with_keras_and_runs_in_the_engine(data, tmp_path, kind):
+    sizes = (
+        GUIDED
+        if kind == "linear_guided"
+        else {name: TINY["network"][name] for name in TINY["network"] if name != "kind"}
+    )
+    model = networks.NETWORKS[kind](**sizes)
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.05, weight.shape) for weight in model.get_weights()])
     parameters = dataset.load_shards(data, [0, 1])["parameters"]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from airpi_py4d import optics
 from training.dataset import KERNELS, PARAMETERS
+from training.losses import overlapping_kernels
 from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR, OBJECT, SCAN
 
 #: Electrons a pattern: the dose is drawn between these, evenly on a logarithmic scale.
@@ -27,6 +28,9 @@ CENTER_ERROR = 0.25  # [px], standard deviation
 SCALE_ERROR = 0.015  # relative, standard deviation
 DEFOCUS_UNTOLD_SHARE = 0.25
 DEFOCUS_ERROR = 0.15  # [rad] at the aperture's edge, standard deviation
+#: Detectors whose pixels are this many grid pixels wide (bright-field radius 6, 4 and 3 px), and their share.
+COARSE_PIXELS = (2, 3, 4)
+COARSE_SHARE = 0.25
 
 
 @njit(nogil=True, cache=True)
@@ -48,12 +52,47 @@ def _poisson(mean: float) -> float:
 
 
 @njit(nogil=True, cache=True)
+def _count_coarse(mean: NDArray, pixel: int, offset: int, counted: bool) -> None:
+    """Counts on detector pixels `pixel` grid pixels wide, spread over the grid linearly; in place, shape (64, 64)."""
+    size = len(mean)
+    number = size // pixel + 2
+    counts = np.zeros((number, number))
+    for row in range(size):
+        for column in range(size):
+            counts[(row + offset) // pixel, (column + offset) // pixel] += mean[row, column]
+    if counted:
+        for i in range(number):
+            for j in range(number):
+                counts[i, j] = _poisson(counts[i, j])
+    for row in range(size):
+        y = max((row + offset + 0.5) / pixel - 0.5, 0.0)
+        i = int(y)
+        v = y - i
+        for column in range(size):
+            x = max((column + offset + 0.5) / pixel - 0.5, 0.0)
+            j = int(x)
+            u = x - j
+            upper = (1 - u) * counts[i, j] + u * counts[i, j + 1]
+            lower = (1 - u) * counts[i + 1, j] + u * counts[i + 1, j + 1]
+            mean[row, column] = ((1 - v) * upper + v * lower) / pixel**2
+
+
+@njit(nogil=True, cache=True)
 def _record(
-    clean: NDArray, doses: NDArray, half_widths: NDArray, shifts: NDArray, scales: NDArray, seed: int, out: NDArray
+    clean: NDArray,
+    doses: NDArray,
+    half_widths: NDArray,
+    shifts: NDArray,
+    scales: NDArray,
+    pixels: NDArray,
+    offsets: NDArray,
+    seed: int,
+    out: NDArray,
 ) -> None:
     """What a detector records of `clean` (n, 9, 64, 64): misaligned, cut off at `half_widths` [px], counted.
 
-    A dose of 0 stands for no noise: the expected counts at 1e7 electrons.
+    A dose of 0 stands for no noise: the expected counts at 1e7 electrons. `pixels` is the size of a detector pixel
+    [grid pixels]; those above 1 lie `offsets` off the grid and are spread over it linearly.
     """
     np.random.seed(seed)
     n, kernel, size, _ = clean.shape
@@ -81,7 +120,9 @@ def _record(
                         bottom = (1 - u) * clean[b, k, i + 1, j] + u * clean[b, k, i + 1, j + 1]
                         mean = (1 - v) * top + v * bottom
                     mean *= weight
-                    out[b, k, row, column] = _poisson(mean) if doses[b] > 0 else mean
+                    out[b, k, row, column] = _poisson(mean) if doses[b] > 0 and pixels[b] == 1 else mean
+            if pixels[b] > 1:
+                _count_coarse(out[b, k], pixels[b], offsets[b], doses[b] > 0)
 
 
 def vacuum_pattern() -> NDArray[np.float32]:
@@ -128,21 +169,24 @@ def geometry(parameters: NDArray) -> NDArray[np.float32]:
 class Batches(keras.utils.PyDataset):
     """Keras data set of (inputs, target) batches.
 
-    inputs: `patterns` (n, 3, 3, 64, 64) [electrons] and `geometry` (n, 3); target (n, 16, 16, 3): real and imaginary
-    part of the object patch minus 1, and the weight |psi_in|^2 of each pixel (sum 1).
+    inputs: `patterns` (n, 3, 3, 64, 64) [electrons] and `geometry` (n, 3); target (n, 16, 16, 4): real and imaginary
+    part of the object patch minus 1, the weight |psi_in|^2 of each pixel (sum 1), and 1 / K, as
+    `losses.stitched_exit_wave_error` wants them. The second half of a batch is the first with other counts.
 
     Parameters
     ----------
     shards : dict of ndarray
         As `training.dataset.load_shards` gives them.
     batch_size, batches : int
-        Samples a batch, batches an epoch.
+        Predictions a batch (even: two a kernel), batches an epoch.
     label : {"exit_wave_midplane", "exit_wave"}
         Exit wave referred to the mid-plane, or at the exit plane as in the paper.
     seed, epoch : int
         They decide every random choice. Keras fetches ahead, so each epoch has an object of its own.
     dose : float, optional
         For validation: this many electrons a pattern (0 for no noise), and no augmentation.
+    stitched : bool
+        Whether K is that of the scan step, or 1.
     """
 
     def __init__(
@@ -154,11 +198,13 @@ class Batches(keras.utils.PyDataset):
         seed: int,
         epoch: int = 0,
         dose: float | None = None,
+        stitched: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.shards, self.batch_size, self.batches = shards, batch_size, batches
         self.label, self.seed, self.epoch, self.dose = label, seed, epoch, dose
+        self.stitched = stitched
         self.geometry = geometry(shards["parameters"])
         assert shards["parameters"].shape[1] == len(PARAMETERS)
 
@@ -175,14 +221,14 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[dict[str, NDArray], NDArray]:
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        n, size = self.batch_size, DETECTOR
+        n, size = self.batch_size // 2, DETECTOR
         augment = self.dose is None
         clean = np.empty((n, 9, size, size), np.float32)
-        target = np.empty((n, OBJECT, OBJECT, 3), np.float32)
-        scans = rng.integers(len(self.geometry), size=n)
-        if not augment:
+        target = np.empty((n, OBJECT, OBJECT, 4), np.float32)
+        scans, places = rng.integers(len(self.geometry), size=n), rng.integers(KERNELS, size=n)
+        if not augment:  # the same kernels for every epoch, which decides the counts alone
             scans = (np.arange(n) + index * n) % len(self.geometry)
-        places = rng.integers(KERNELS, size=n)
+            places = scans % KERNELS
         told = self.geometry[scans].copy()
         for b, (scan, place) in enumerate(zip(scans, places, strict=True)):
             row, column = divmod(int(place), SCAN - 2)
@@ -191,14 +237,16 @@ class Batches(keras.utils.PyDataset):
             if augment:
                 patterns, patch = symmetry(patterns, patch, int(rng.integers(8)))
             clean[b] = patterns.astype(np.float32).reshape(9, size, size)
-            target[b] = patch
+            target[b, ..., :3] = patch
         np.square(clean, out=clean)
         doses = np.full(n, 0.0 if augment else self.dose)
         half_widths, shifts, scales = np.full(n, size), np.zeros((n, 2)), np.ones(n)
+        pixels, offsets = np.ones(n, np.int64), np.zeros(n, np.int64)
+        target[..., 3] = (1 / overlapping_kernels(told[:, 0]) if self.stitched else np.ones(n))[:, None, None]
         if augment:
             empty = rng.uniform(size=n) < EMPTY_SHARE
             clean[empty] = vacuum_pattern()
-            target[empty, :, :, :2] = 0
+            target[empty, ..., :2] = 0
             doses = np.exp(rng.uniform(math.log(DOSE_RANGE[0]), math.log(DOSE_RANGE[1]), size=n))
             doses[rng.uniform(size=n) < NOISE_FREE_SHARE] = 0.0
             cropped = rng.uniform(size=n) < CROPPED_SHARE
@@ -206,8 +254,14 @@ class Batches(keras.utils.PyDataset):
             misaligned = rng.uniform(size=n) < MISALIGNED_SHARE
             shifts[misaligned] = rng.normal(0, CENTER_ERROR, (misaligned.sum(), 2))
             scales[misaligned] = rng.normal(1, SCALE_ERROR, misaligned.sum())
+            coarse = rng.uniform(size=n) < COARSE_SHARE
+            pixels[coarse] = rng.choice(COARSE_PIXELS, coarse.sum())
+            offsets[coarse] = rng.integers(0, pixels[coarse])
             told[:, 1] += rng.normal(0, DEFOCUS_ERROR, n)
             told[rng.uniform(size=n) < DEFOCUS_UNTOLD_SHARE, 1:] = 0
-        counts = np.empty_like(clean)
-        _record(clean, doses, half_widths, shifts, scales, int(rng.integers(2**31)), counts)
-        return {"patterns": counts.reshape(n, 3, 3, size, size), "geometry": told}, target
+        counts = np.empty((2 * n, 9, size, size), np.float32)
+        for half in (counts[:n], counts[n:]):
+            seed = int(rng.integers(2**31))
+            _record(clean, doses, half_widths, shifts, scales, pixels, offsets, seed, half)
+        inputs = {"patterns": counts.reshape(2 * n, 3, 3, size, size), "geometry": np.concatenate([told, told])}
+        return inputs, np.concatenate([target, target])

@@ -22,8 +22,10 @@ from tqdm import tqdm
 from training.batches import Batches
 from training.config import read_config
 from training.dataset import load_shards
-from training.losses import exit_wave_error, phase_correlation, relative_exit_wave_error
-from training.networks import window_encoder
+from training.losses import exit_wave_error, phase_scores, stitched_exit_wave_error
+from training.networks import NETWORKS
+
+VALIDATION_DRAWS = 4
 
 
 def learning_rate(epoch: int, config: dict) -> float:
@@ -34,16 +36,25 @@ def learning_rate(epoch: int, config: dict) -> float:
 
 
 def validate(model: keras.Model, shards: dict, config: dict) -> dict[str, float]:
-    """Error relative to an empty specimen's and phase correlation, at every validation dose."""
+    """Exit wave error over an empty specimen's, phase correlation and slope, at every validation dose.
+
+    Each is that of the mean of VALIDATION_DRAWS predictions from independent counts, about what an image averages.
+    """
     scores = {}
     for dose in config["validation_doses"]:
-        batches = Batches(shards, config["validation_samples"], 1, config["label"], config["seed"], dose=dose)
-        inputs, target = batches[0]
-        patch = model.predict(inputs, batch_size=config["batch_size"], verbose=0)
-        error, strength = (np.asarray(value) for value in exit_wave_error(target, patch))
+        mean = np.zeros(0, np.float32)
+        for draw in range(VALIDATION_DRAWS // 2):
+            samples = 2 * config["validation_samples"]
+            batches = Batches(shards, samples, 1, config["label"], config["seed"], draw, dose)
+            inputs, target = batches[0]
+            patches = model.predict(inputs, batch_size=config["batch_size"], verbose=0)
+            halves = patches.reshape(2, -1, *patches.shape[1:]).sum(0) / VALIDATION_DRAWS
+            mean = halves if draw == 0 else mean + halves
+        target = target[: len(mean)]
+        error, strength = (np.asarray(value) for value in exit_wave_error(target, mean))
         name = f"{dose:g}" if dose else "no noise"
         scores[f"error at {name}"] = float(error.sum() / strength.sum())
-        scores[f"xc at {name}"] = phase_correlation(target, patch)
+        scores[f"xc at {name}"], scores[f"slope at {name}"] = phase_scores(target, mean)
     return scores
 
 
@@ -63,14 +74,15 @@ def fit(config: dict, data: Path, run: Path) -> None:
     training, validation = load_shards(data, numbers[held_out:]), load_shards(data, numbers[:held_out])
     checkpoint, history = run / "checkpoint.keras", run / "history.csv"
     if checkpoint.exists():
-        model = keras.saving.load_model(checkpoint, {"relative_exit_wave_error": relative_exit_wave_error})
+        model = keras.saving.load_model(checkpoint, {"stitched_exit_wave_error": stitched_exit_wave_error})
     else:
         if "initial_model" in config:
             model = keras.saving.load_model(config["initial_model"], compile=False)
         else:
-            model = window_encoder(**config["network"])
+            network = dict(config["network"])
+            model = NETWORKS[network.pop("kind")](**network)
         optimizer = keras.optimizers.AdamW(weight_decay=config["weight_decay"], global_clipnorm=1.0)
-        model.compile(optimizer, relative_exit_wave_error)
+        model.compile(optimizer, stitched_exit_wave_error)
     first = int(model.optimizer.iterations) // config["batches_per_epoch"]
     print(f"{len(numbers)} shards, {model.count_params()} parameters, from epoch {first}", flush=True)
     for epoch in tqdm(range(first, config["epochs"]), initial=first, total=config["epochs"], unit="epoch"):
@@ -81,6 +93,7 @@ def fit(config: dict, data: Path, run: Path) -> None:
             config["label"],
             config["seed"],
             epoch,
+            stitched=config["stitched"],
             workers=2,
             max_queue_size=8,
         )

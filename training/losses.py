@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-#: Strength below which all specimens weigh the same in `relative_exit_wave_error`.
+#: Strength below which all specimens weigh the same in `stitched_exit_wave_error`.
 STRENGTH_FLOOR = 0.02
 
 
@@ -39,18 +39,62 @@ def exit_wave_error(target: Any, patch: Any) -> tuple[Any, Any]:
 
 
 @keras.saving.register_keras_serializable("airpi")
-def relative_exit_wave_error(target: Any, patch: Any) -> Any:
-    """Mean over the batch of e / (e_empty / 2 + 0.02): weak specimens count as much as strong ones."""
-    error, strength = exit_wave_error(target, patch)
-    return ops.mean(error / (0.5 * strength + STRENGTH_FLOOR))
+def stitched_exit_wave_error(target: Any, patch: Any) -> Any:
+    r"""Exit wave error of the mean of K predictions from independent counts, relative to the specimen's strength.
 
+    An image is the mean of overlapping patches, so what counts is the error of the mean: for predictions a and b from
+    two independent draws of the counting noise and the true object o, whatever the network's bias and variance,
 
-def phase_correlation(target: NDArray, patch: NDArray) -> float:
-    """Pearson's correlation of predicted and true phase over all patches' pixels, weighted by eq. 7.
+    .. math:: E|\bar{o}_K - o|^2 = \text{bias}^2 + \text{variance} / K
+              = E\,\mathrm{Re}[(a - o)(b - o)^*] + \frac{1}{2K} E|a - b|^2
+
+    K = 1 is the plain squared error, whose best answer to few electrons is an object of almost no phase. Patches share
+    electrons with their neighbours: `overlapping_kernels` says what K a scan step gives. Summed over the window with
+    the weight |psi_in|^2 and divided by half the empty specimen's error plus 0.02: weak specimens count as much as
+    strong ones.
 
     Parameters
     ----------
-    target : ndarray, shape (n, 16, 16, 3)
+    target : tensor, shape (2 n, 16, 16, 4)
+        Real and imaginary part of o - 1, the weight, sum 1, and 1 / K; the second n are the first n again.
+    patch : tensor, shape (2 n, 16, 16, 2)
+        a, then b.
+    """
+    count = ops.shape(target)[0] // 2
+    target = target[:count]
+    weight = target[..., 2]
+    true = target[..., :2] + ops.convert_to_tensor([1.0, 0.0], dtype=patch.dtype)
+    a, b = patch[:count] - true, patch[count:] - true
+    squared = ops.sum(a * b + 0.5 * target[..., 3:] * (a - b) ** 2, axis=-1)
+    strength = ops.sum(weight * ops.sum(target[..., :2] ** 2, axis=-1), axis=(1, 2))
+    return ops.mean(ops.sum(weight * squared, axis=(1, 2)) / (0.5 * strength + STRENGTH_FLOOR))
+
+
+def overlapping_kernels(relative_step: NDArray) -> NDArray[np.float64]:
+    """How many predictions from independent electrons a pixel of the image is the mean of, K >= 1.
+
+    The weights |psi_in|^2 of eq. 7 spread over an effective area of about 0.5 / k0^2, (0.7 / step)^2 positions whose
+    3x3 kernels together see (0.7 / step + 2)^2 patterns: as many as K = (0.7 / step + 2)^2 / 9 separate kernels.
+
+    Parameters
+    ----------
+    relative_step : ndarray
+        Scan step times k0.
+
+    Examples
+    --------
+    >>> overlapping_kernels(np.array([0.1, 0.7])).round(2)
+    array([9., 1.])
+    """
+    return np.maximum((0.7 / relative_step + 2) ** 2 / 9, 1.0)
+
+
+def phase_scores(target: NDArray, patch: NDArray) -> tuple[float, float]:
+    """Pearson's correlation and slope of predicted against true phase, all patches' pixels weighted by eq. 7.
+
+    Parameters
+    ----------
+    target : ndarray, shape (n, 16, 16, 3 or more)
     patch : ndarray, shape (n, 16, 16, 2)
     """
     weight = target[..., 2].astype(np.float64)
@@ -60,4 +104,5 @@ def phase_correlation(target: NDArray, patch: NDArray) -> float:
     true = true - np.average(true, weights=weight)
     predicted = predicted - np.average(predicted, weights=weight)
     covariance = np.sum(weight * true * predicted)
-    return float(covariance / np.sqrt(np.sum(weight * true**2) * np.sum(weight * predicted**2)))
+    variance = np.sum(weight * true**2)
+    return float(covariance / np.sqrt(variance * np.sum(weight * predicted**2))), float(covariance / variance)

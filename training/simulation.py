@@ -101,7 +101,8 @@ def random_beam(rng: np.random.Generator, config: dict) -> Beam:
     elif draw > beam["scherzer_share"] + beam["focused_share"]:
         per_angstrom = float(-optics.aberration_phase(optics.aperture_radius(energy, semiangle) ** 2, energy, 1.0))
         defocus = float(rng.uniform(-1, 1) * beam["defocus_phase_range"] / per_angstrom)
-    step = rng.uniform(*config["scan"]["step_range"]) * WINDOW / BRIGHT_FIELD_RADIUS
+    low, high = config["scan"]["step_range"]
+    step = (low + (high - low) * rng.uniform() ** config["scan"]["step_skew"]) * WINDOW / BRIGHT_FIELD_RADIUS
     return Beam(energy, semiangle, defocus, spherical_aberration, max(1, round(step)))
 
 
