@@ -33,6 +33,42 @@ class Standardise(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("airpi")
+class CountEncoding(layers.Layer):
+    """`Standardise` and a convolution of 4 x 4 pixels with stride 4 in one, in the fewest operations on whole patterns.
+
+    The powers are homogeneous, so that the division by the mean electrons e comes after the convolution:
+    W (s (n / e)^p - c) = s e^-p (W n^p) - W c. In: (n, 3, 3, 64, 64). Out: (n, 16, 16, filters) and the level (n, 1).
+
+    Parameters
+    ----------
+    filters : int
+    """
+
+    def __init__(self, filters: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.filters = filters
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"filters": self.filters}
+
+    def build(self, *_: Any) -> None:
+        self.kernel = self.add_weight(shape=(4, 4, 18, self.filters), initializer="he_normal", name="kernel")
+        self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
+
+    def call(self, patterns: Any) -> tuple[Any, Any]:
+        counts = ops.reshape(ops.maximum(patterns, 0.0), (-1, 9, DETECTOR, DETECTOR))
+        electrons = ops.maximum(ops.sum(counts, axis=(1, 2, 3)) / 9, 1.0)[:, None, None, None]
+        root = ops.sqrt(ops.transpose(counts, (0, 2, 3, 1)))
+        quarter_kernel, root_kernel = 5.0 * self.kernel[:, :, :9], 12.0 * self.kernel[:, :, 9:]
+        scale = ops.rsqrt(electrons)
+        x = ops.conv(root, root_kernel, strides=4) * scale
+        x = x + ops.conv(ops.sqrt(root), quarter_kernel, strides=4) * ops.sqrt(scale)
+        offset = self.bias - ops.sum(0.12 * quarter_kernel, (0, 1, 2)) - ops.sum(0.02 * root_kernel, (0, 1, 2))
+        level = ops.log(electrons[:, :, 0, 0]) / (7 * 2.302585)
+        return x + offset, ops.minimum(level, 1.0)
+
+
+@keras.saving.register_keras_serializable("airpi")
 class Gain(layers.Layer):
     """A learned gain a channel that starts at 0: residual blocks without normalisation (De and Smith 2020)."""
 
@@ -175,9 +211,8 @@ def linear_guided(
     """
     patterns = keras.Input((3, 3, DETECTOR, DETECTOR), name="patterns")
     geometry = keras.Input((3,), name="geometry")
-    features, level = Standardise()(patterns)
+    x, level = CountEncoding(fine_channels)(patterns)
     condition = layers.Dense(48, activation="swish")(layers.Concatenate()([geometry, level]))
-    x = layers.Conv2D(fine_channels, 4, strides=4, kernel_initializer="he_normal")(features)
     x = layers.Activation("swish")(modulate(x, condition))
     for _ in range(fine_blocks):
         x = convolution_block(x, condition)
