@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 #: Scan positions at each edge that are left out of the comparison with the ground truth.
 MARGIN = 4
+_SHARED_CALIBRATION = ("energy", "semiangle", "scan_step", "k_pixel", "center", "rotation", "transpose")
 _INSTALL = 'The demo needs {}. Install it: pip install "airpi_py4d[demo]".'
 
 
@@ -64,7 +65,10 @@ def _calibrated(patterns: NDArray[Any], acquisition: Acquisition) -> DataCube:
     if not math.isclose(rows, columns, rel_tol=1e-3):
         raise ValueError(f"k_pixel is {acquisition.k_pixel} 1/A; py4DSTEM expects the same along rows and columns.")
     datacube = _import_py4dstem().DataCube(np.array(patterns, dtype=np.float32))
-    datacube.calibration.set_R_pixel_size(acquisition.scan_step)
+    step, other_step = acquisition.scan_step
+    if not math.isclose(step, other_step, rel_tol=1e-3):
+        raise ValueError(f"scan_step is {acquisition.scan_step} A; py4DSTEM expects the same along rows and columns.")
+    datacube.calibration.set_R_pixel_size(step)
     datacube.calibration.set_R_pixel_units("A")
     datacube.calibration.set_Q_pixel_size(rows)
     datacube.calibration.set_Q_pixel_units("A^-1")
@@ -225,8 +229,9 @@ def run(output: Path, device: str) -> dict[str, dict[str, float]]:
     airpi = datacube.airpi_reconstruct(simulation["energy_eV"], device=device)
     seconds = {"AIRPI": time.perf_counter() - started}
     made = airpi.metadata["gen_params"]
-    acquisition = Acquisition(**{name: entry["value"] for name, entry in made["acquisition"].items()})
-    images = {"AIRPI": airpi.data[:: made["oversample"], :: made["oversample"]]}
+    acquisition = Acquisition(**{name: made["acquisition"][name]["value"] for name in _SHARED_CALIBRATION})
+    down, right = made["oversample"]
+    images = {"AIRPI": airpi.data[::down, ::right]}
     for name, method in (("DPC", dpc_phase), ("SSB", ssb_phase)):
         started = time.perf_counter()
         images[name] = method(datacube.data, acquisition)
@@ -247,7 +252,7 @@ def run(output: Path, device: str) -> dict[str, dict[str, float]]:
     for name, score in scores.items():
         print(f"{name:8}{score['xc']:8.3f}{score['seconds']:10.2f}{truth.data.size / score['seconds']:14.0f}")
     files = {suffix: output / f"airpi_demo.{suffix}" for suffix in ("png", "h5")}
-    _plot(files["png"], datacube, made["pixel_size"], scores)
+    _plot(files["png"], datacube, made["pixel_size"][0], scores)
     with _quiet():
         py4dstem.save(str(files["h5"]), datacube, mode="o", tree=None)
     print("\nWritten:", *files.values(), sep="\n")

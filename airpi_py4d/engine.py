@@ -1,63 +1,34 @@
-"""The reconstruction: row bands -> 3x3 kernels -> batches -> patches -> stitched object."""
+"""The reconstruction: row bands -> patterns -> 3x3 kernels -> patches -> stitched object."""
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from airpi_py4d import optics
 from airpi_py4d.acquisition import Acquisition
-from airpi_py4d.model import Contract, Model
-from airpi_py4d.patterns import check_disk, check_finite, measure_center, resample, resampling_matrix
+from airpi_py4d.calibration import with_center
+from airpi_py4d.checks import BadPositions, check_data, read
+from airpi_py4d.domain import ElectronCheck, check_acquisition
+from airpi_py4d.kernels import Row, kernel_batches, kernel_spacing, summed_rows
+from airpi_py4d.model import Model
+from airpi_py4d.patterns import Resampling, check_disk
 from airpi_py4d.result import Reconstruction
 from airpi_py4d.stitching import Stitcher
 
 CITATION = "Friedrich, Yu, Verbeeck, Van Aert, Microsc. Microanal. 29 (2023) 395, doi 10.1093/micmic/ozac002"
-_HINTS = {"electrons_per_pattern": " Data that are not counts, noise-free simulations for instance, must be scaled."}
 _BAND_BYTES = 32e6
 _LARGEST_BAND_BYTES = 256e6
 _BATCH = 128
-
-
-def _check_data(data: Any) -> None:
-    """4D, real numbers, at least 3x3 positions."""
-    shape = tuple(getattr(data, "shape", ()))
-    if len(shape) != 4:
-        raise ValueError(
-            f"data has the shape {shape}, expected 4 dimensions: scan rows and columns, detector rows and columns."
-        )
-    if shape[0] < 3 or shape[1] < 3:
-        raise ValueError(f"data has {shape[0]} x {shape[1]} scan positions; the 3x3 kernels need at least 3 x 3.")
-    if min(shape[2:]) < 2:
-        raise ValueError(f"data has a detector of {shape[2]} x {shape[3]} px, expected at least 2 x 2.")
-    if np.dtype(data.dtype).kind not in "iufb":
-        raise ValueError(f"data has the type {data.dtype}, expected counts: integers or real floats.")
-
-
-def _check_domain(contract: Contract, called: Mapping[str, str], **values: float) -> list[str]:
-    """Warn of every value outside the model's training domain; returns the warnings."""
-    messages = []
-    for name, value in values.items():
-        low, high = contract.domain.get(name, (-math.inf, math.inf))
-        if not low - 1e-3 * abs(low) <= value <= high + 1e-3 * abs(high):
-            messages.append(
-                f"{called.get(name, name)} is {value:.4g}, outside of {low:.4g} to {high:.4g}, the range that model "
-                f"{contract.name} was trained on: expect gaps, false atoms or a wrong phase scale."
-                + _HINTS.get(name, "")
-            )
-            warnings.warn(messages[-1], UserWarning, stacklevel=4)
-    return messages
 
 
 def relative_geometry(acquisition: Acquisition) -> tuple[float, float, float]:
@@ -66,7 +37,7 @@ def relative_geometry(acquisition: Acquisition) -> tuple[float, float, float]:
     Returns
     -------
     step : float
-        scan_step k0, with k0 = alpha / lambda.
+        scan_step k0, with k0 = alpha / lambda; the geometric mean of the steps between a kernel's rows and columns.
     defocus_phase : float
         -pi lambda k0^2 defocus [rad], the first-order term of eq. 3 at the aperture's edge.
     spherical_phase : float
@@ -83,7 +54,8 @@ def relative_geometry(acquisition: Acquisition) -> tuple[float, float, float]:
     spherical = optics.aberration_phase(
         k0**2, acquisition.energy, spherical_aberration=acquisition.spherical_aberration
     )
-    return acquisition.scan_step * k0, float(defocus), float(spherical)
+    step = math.sqrt(math.prod(np.multiply(acquisition.scan_step, kernel_spacing(acquisition.scan_step))))
+    return step * k0, float(defocus), float(spherical)
 
 
 def _rows_per_band(data: Any) -> int:
@@ -100,22 +72,27 @@ def _rows_per_band(data: Any) -> int:
     return rows
 
 
-def _read_rows(data: Any, band: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Every scan row with its number, read `band` rows at a time."""
-    for first in range(0, data.shape[0], band):
-        rows = np.asarray(data[first : min(first + band, data.shape[0])])
-        check_finite(rows, first)
-        yield from enumerate(rows, first)
+def _read_rows(data: Any) -> Iterator[tuple[int, int, NDArray[Any]]]:
+    """All patterns once: scan row, first scan column, and patterns (n, detector rows, detector columns)."""
+    rows, columns = data.shape[:2]
+    pattern_bytes = math.prod(data.shape[2:]) * np.dtype(data.dtype).itemsize
+    if columns * pattern_bytes > _LARGEST_BAND_BYTES:
+        count = max(1, int(_BAND_BYTES // pattern_bytes))
+        for row in range(rows):
+            for first in range(0, columns, count):
+                yield row, first, read(data, slice(row, row + 1), slice(first, min(first + count, columns)))[0]
+        return
+    band = _rows_per_band(data)
+    for top in range(0, rows, band):
+        for row, patterns in enumerate(read(data, slice(top, min(top + band, rows))), top):
+            yield row, 0, patterns
 
 
-def _kernel_rows(rows: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    """Three neighbouring rows (3, columns + 2, grid, grid) around each row, the scan's edges replicated."""
-    padded = (np.concatenate([row[:1], row, row[-1:]]) for row in rows)
-    above = here = next(padded)
-    for below in padded:
-        yield np.stack([above, here, below])
-        above, here = here, below
-    yield np.stack([above, here, here])
+def _whole(name: str, value: Any, odd: bool = False) -> int:
+    """A whole number of at least 1."""
+    if isinstance(value, (int, np.integer)) and value >= 1 and not (odd and value % 2 == 0):
+        return int(value)
+    raise ValueError(f"{name} is {value!r}, expected {'an odd' if odd else 'a whole'} number of at least 1.")
 
 
 def reconstruct(
@@ -125,6 +102,9 @@ def reconstruct(
     model: str | Path | Model | None = None,
     device: str = "auto",
     oversample: int | None = None,
+    sum_neighbours: int = 1,
+    stride: int = 1,
+    strict: bool = True,
     show_progress: bool = False,
 ) -> Reconstruction:
     """Reconstruct the phase object of a 4D-STEM scan [1]_.
@@ -143,7 +123,13 @@ def reconstruct(
     device : {"auto", "cpu", "cuda", "cuda:N"}
         See `airpi_py4d.model.Model`. A loaded model stays where it is.
     oversample : int, optional
-        Image pixels per scan step. By default the smallest number that makes the pixel no larger than the model's.
+        Image pixels per scan step. By default the smallest number that makes the pixel no larger than the model's,
+        along rows and columns each.
+    sum_neighbours, stride : int
+        Data repetition for few electrons [1]_: each pattern becomes the sum of `sum_neighbours` x `sum_neighbours`
+        (odd) positions around it, and every `stride`-th position along rows and columns is reconstructed.
+    strict : bool
+        Raise where the acquisition or the data lie far outside of what the model was trained on; False warns instead.
     show_progress : bool
         Show a progress bar over scan rows.
 
@@ -154,10 +140,18 @@ def reconstruct(
     Raises
     ------
     ValueError
-        For data that aren't 4D, real, finite or at least 3x3 positions, calibration that doesn't fit the detector, or
-        a model that can't be used.
+        For data that aren't 4D, real or at least 3x3 positions or that hold no electrons, calibration that doesn't fit
+        the detector or is far outside the model's training domain, or a model that can't be used.
+    OSError
+        If the data can't be read to their end.
     RuntimeError
         If CUDA was asked for and doesn't run.
+
+    Warns
+    -----
+    UserWarning
+        Once for all missing positions (empty, NaN), which are left out of the image and have a confidence of 0 where
+        nothing else contributes; for saturated patterns; for values outside the model's training domain.
 
     References
     ----------
@@ -176,7 +170,7 @@ def reconstruct(
     ((5, 7), True)
     """
     started = time.perf_counter()
-    _check_data(data)
+    check_data(data)
     if not isinstance(model, Model):
         model = Model(model, device)
     elif device.startswith("cuda") and model.provider != "CUDAExecutionProvider":
@@ -184,45 +178,51 @@ def reconstruct(
             f"device={device!r} was asked for, but the loaded model runs on {model.provider}; load it there."
         )
     contract = model.contract
-    if oversample is not None and not (isinstance(oversample, (int, np.integer)) and oversample >= 1):
-        raise ValueError(f"oversample is {oversample!r}, expected a whole number of at least 1.")
+    sum_neighbours, stride = _whole("sum_neighbours", sum_neighbours, odd=True), _whole("stride", stride)
     check_disk(data.shape[2:], acquisition)
+    if acquisition.descan is not None and acquisition.descan.shape[:2] != tuple(data.shape[:2]):
+        raise ValueError(
+            f"{acquisition.argument_names.get('descan', 'descan')} has the shape {acquisition.descan.shape}, expected "
+            f"{(*data.shape[:2], 2)}, that of the scan."
+        )
     if acquisition.center is None:
-        sources = {**acquisition.sources, "center": "measured from the mean pattern"}
-        acquisition = replace(acquisition, center=measure_center(data, acquisition), sources=sources)
-    relative_step, defocus_phase, spherical_phase = relative_geometry(acquisition)
-    outside = _check_domain(
-        contract,
-        acquisition.argument_names,
-        energy=acquisition.energy,
-        semiangle=acquisition.semiangle,
-        relative_scan_step=relative_step,
-        defocus_phase=defocus_phase,
-    )
+        acquisition = with_center(data, acquisition)
+    row_step, column_step = acquisition.scan_step
+    reconstructed = replace(acquisition, scan_step=(row_step * stride, column_step * stride))
+    scan_shape = -(-data.shape[0] // stride), -(-data.shape[1] // stride)
+    relative_step, defocus_phase, spherical_phase = relative_geometry(reconstructed)
+    outside = check_acquisition(contract, data.shape[2:], reconstructed, strict=strict)
     grid_k_pixel = acquisition.aperture_radius / contract.aperture_pixels
     patch_pixel_size = 1 / (contract.grid_pixels * grid_k_pixel)
-    if oversample is None:
-        oversample = max(1, math.ceil(acquisition.scan_step / patch_pixel_size - 1e-6))
-    matrix = resampling_matrix(data.shape[2:], acquisition, contract.grid_pixels, grid_k_pixel)
-    stitcher = Stitcher(data.shape[:2], acquisition, contract.object_pixels, patch_pixel_size, int(oversample))
-    electrons = 0.0
+    down, right = (max(1, math.ceil(step / patch_pixel_size - 1e-6)) for step in reconstructed.scan_step)
+    if oversample is not None:
+        down = right = _whole("oversample", oversample)
+    resampling = Resampling(data.shape[2:], acquisition, contract.grid_pixels, grid_k_pixel)
+    stitcher = Stitcher(scan_shape, reconstructed, contract.object_pixels, patch_pixel_size, (down, right))
+    bad = BadPositions(data.shape[:2], acquisition)
+    electrons = ElectronCheck(contract, data.shape[:2], sum_neighbours**2, strict=strict)
 
-    def resampled_rows() -> Iterator[NDArray[np.float32]]:
-        nonlocal electrons
-        for _, row in _read_rows(data, _rows_per_band(data)):
-            patterns = resample(row, matrix)
-            electrons += float(patterns.sum(dtype=np.float64))
-            yield patterns
+    def resampled_rows() -> Iterator[Row]:
+        columns, n = data.shape[1], contract.grid_pixels
+        for row, first, patterns in _read_rows(data):
+            if first == 0:
+                whole = np.empty((columns, n, n), np.float32)
+            here = slice(first, first + len(patterns))
+            missing = bad.add(row, first, patterns)
+            descan = None if acquisition.descan is None else acquisition.descan[row, here]
+            whole[here] = resampling(patterns, descan)
+            whole[here][missing] = 0
+            electrons.add(row, first, whole[here].sum(axis=(1, 2)), missing)
+            if here.stop == columns:
+                yield whole, ~bad.missing[row]
 
     geometry = np.tile(np.array([relative_step, defocus_phase, spherical_phase], np.float32), (_BATCH, 1))
-    rows = tqdm(_kernel_rows(resampled_rows()), "AIRPI", data.shape[0], unit="row", disable=not show_progress)
-    for number, neighbours in enumerate(rows):
-        kernels = sliding_window_view(neighbours, 3, axis=1).transpose(1, 0, 4, 2, 3)
-        for first in range(0, len(kernels), _BATCH):
-            batch = np.ascontiguousarray(kernels[first : first + _BATCH])
-            stitcher.add_row(number, first, model(batch, geometry[: len(batch)]))
-    electrons /= data.shape[0] * data.shape[1]
-    outside += _check_domain(contract, acquisition.argument_names, electrons_per_pattern=electrons)
+    rows = tqdm(resampled_rows(), "AIRPI", data.shape[0], unit="row", disable=not show_progress)
+    spacing = kernel_spacing(reconstructed.scan_step)
+    for row, first, kernels, measured in kernel_batches(summed_rows(rows, sum_neighbours, stride), spacing, _BATCH):
+        stitcher.add_row(row, first, model(kernels, geometry[: len(kernels)]), measured)
+    data_checks = bad.finish()
+    outside += electrons.finish()
     seconds = time.perf_counter() - started
     return Reconstruction(
         object=stitcher.result(),
@@ -234,11 +234,19 @@ def reconstruct(
             "acquisition": acquisition.describe(),
             "scan_shape": list(data.shape[:2]),
             "detector_shape": list(data.shape[2:]),
-            "electrons_per_pattern": electrons,
-            "oversample": int(oversample),
-            "pixel_size": stitcher.pixel_size,
-            "model": {"name": contract.name, "version": contract.version, "sha256": model.sha256},
+            "electrons_per_pattern": electrons.median,
+            "sum_neighbours": sum_neighbours,
+            "stride": stride,
+            "oversample": [down, right],
+            "pixel_size": list(stitcher.pixel_size),
+            "model": {
+                "name": contract.name,
+                "version": contract.version,
+                "sha256": model.sha256,
+                "domain": {name: list(limits) for name, limits in contract.domain.items()},
+            },
             "outside_training_domain": outside,
+            "data_checks": data_checks,
             "provider": model.provider,
             "seconds": seconds,
             "positions_per_second": data.shape[0] * data.shape[1] / seconds,

@@ -13,9 +13,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from airpi_py4d import engine, optics
 from airpi_py4d.acquisition import Acquisition
+from airpi_py4d.calibration import calibrate
 from airpi_py4d.hosts import add_method
 from airpi_py4d.result import Reconstruction
 from airpi_py4d.units import length_in_angstrom, reciprocal_in_inverse_angstrom
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
 
     from airpi_py4d.model import Model
 
+_TEM = "Acquisition_instrument.TEM"
 _ARGUMENT_NAMES = {
     "energy": "beam_energy",
     "semiangle": "convergence_angle",
     "k_pixel": "k_step",
     "transpose": "flip",
+    "bad_pixels": "mask",
 }
 
 
@@ -43,15 +47,21 @@ def airpi(
     *,
     beam_energy: float | None = None,
     convergence_angle: float | None = None,
-    scan_step: float | None = None,
+    scan_step: float | tuple[float, float] | None = None,
     k_step: float | tuple[float, float] | None = None,
     center: tuple[float, float] | None = None,
-    rotation: float = 0.0,
+    rotation: float | None = None,
     flip: bool | None = None,
     defocus: float | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    gain: float | None = None,
+    background: float | NDArray[Any] | None = None,
     model: str | Path | Model | None = None,
     device: str = "auto",
     oversample: int | None = None,
+    sum_neighbours: int = 1,
+    stride: int = 1,
+    strict: bool = True,
     return_complex: bool = False,
     show_progressbar: bool | None = None,
 ) -> Signal2D | ComplexSignal2D:
@@ -60,37 +70,52 @@ def airpi(
     For every scan position a network sees the 3x3 kernel of adjacent diffraction patterns and predicts the exit wave,
     which is divided by the probe and added to the image, weighted by the probe's intensity [1]_.
 
-    The signal has two navigation axes (x, y) and two signal axes (kx, ky). What isn't given is read off the signal,
-    never assumed. A lazy signal is read a few scan rows at a time. The signal itself stays as it is.
+    The signal has two navigation axes (x, y) and two signal axes (kx, ky). What isn't given is read off the signal.
+    What that doesn't say is measured from the patterns by `airpi_py4d.calibrate`, never assumed. Beam energy and scan
+    step can't be measured, nor semi-angle and size of a detector pixel both. A lazy signal is read a few scan rows at a
+    time. The signal itself stays as it is.
 
     Parameters
     ----------
     beam_energy : float, optional
         Energy of the beam electrons [keV]. Default: ``metadata.Acquisition_instrument.TEM.beam_energy``.
     convergence_angle : float, optional
-        Convergence semi-angle [mrad]. Default: ``metadata.Acquisition_instrument.TEM.convergence_angle``.
-    scan_step : float, optional
-        Distance of neighbouring scan positions, along x and y alike [A]. Default: scale and units of the navigation
-        axes, which must agree to 1 %.
+        Convergence semi-angle [mrad]. Default: ``metadata.Acquisition_instrument.TEM.convergence_angle``, or else
+        measured.
+    scan_step : float or (float, float), optional
+        Distance of neighbouring scan positions, from row to row (y) and from column to column (x) if they differ [A].
+        Default: scale and units of the navigation axes.
     k_step : float or (float, float), optional
         Size of a detector pixel, of its rows (ky) and columns (kx) if they differ, in cycles [1/A]. Default: scale and
-        units (1/A, 1/nm, mrad, ...) of the signal axes. The camera length is not used.
+        units (1/A, 1/nm, mrad, ...) of the signal axes, or else measured. The camera length is not used.
     center : (float, float), optional
         Row and column of the optical axis on the detector [px], the first pixel's centre being (0, 0). Default: where
         calibrated signal axes with an offset are zero, if that lies on the detector; otherwise it is measured from
         the bright-field disk.
-    rotation : float
-        Rotation from the detector to the scan [degrees].
+    rotation : float, optional
+        Rotation from the detector to the scan [degrees]. Default: measured.
     flip : bool, optional
-        Whether detector rows and columns are swapped before the rotation. Default: False.
+        Whether detector rows and columns are swapped before the rotation. Default: measured.
     defocus : float, optional
         [A], positive for underfocus. Default: 0.
+    mask : ndarray of bool, optional, shape (ky, kx)
+        True for pixels that are not to be used: hot, dead, in a gap, behind a beam stop. Default: measured; a beam stop
+        has to be given.
+    gain : float, optional
+        What the detector reports for one electron. Default: 1.
+    background : float or ndarray, optional
+        What the detector reports without electrons; a number or one a pixel. Default: 0.
     model : str, Path or Model, optional
         Name of a shipped model, path of an ONNX file, or a loaded model.
     device : str
         Where the network runs: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     oversample : int, optional
         Image pixels per scan step. Default: the fewest that make the pixel no larger than the model's.
+    sum_neighbours, stride : int
+        For few electrons: sum the patterns of `sum_neighbours` x `sum_neighbours` (odd) positions, and reconstruct
+        every `stride`-th position.
+    strict : bool
+        Raise where the data lie far outside of what the model was trained on; False warns instead.
     return_complex : bool, optional
         Return the complex object instead of its phase.
     show_progressbar : bool, optional
@@ -107,7 +132,12 @@ def airpi(
     ------
     ValueError
         If the signal hasn't two navigation and two signal axes, an axis isn't uniform and ascending, or a parameter is
-        unknown or implausible.
+        unknown and can't be measured, or implausible.
+
+    Warns
+    -----
+    UserWarning
+        If rotation and transposition can't be measured, or the measured bright-field disk contradicts what is given.
 
     References
     ----------
@@ -124,8 +154,10 @@ def airpi(
     import hyperspy.api as hs
 
     axes = _scan_and_detector_axes(self)
+    data = self.data.transpose(tuple(axis.index_in_array for axis in axes))
     acquisition = _acquisition(
         self,
+        data,
         axes,
         beam_energy=beam_energy,
         convergence_angle=convergence_angle,
@@ -135,13 +167,19 @@ def airpi(
         rotation=rotation,
         flip=flip,
         defocus=defocus,
+        mask=mask,
+        gain=gain,
+        background=background,
     )
     result = engine.reconstruct(
-        self.data.transpose(tuple(axis.index_in_array for axis in axes)),
+        data,
         acquisition,
         model=model,
         device=device,
         oversample=oversample,
+        sum_neighbours=sum_neighbours,
+        stride=stride,
+        strict=strict,
         show_progress=hs.preferences.General.show_progressbar if show_progressbar is None else show_progressbar,
     )
     return _image(self, axes, result, acquisition.scan_step, return_complex)
@@ -165,74 +203,66 @@ def _scan_and_detector_axes(signal: Signal2D) -> tuple[Any, Any, Any, Any]:
 
 def _acquisition(
     signal: Signal2D,
+    data: Any,
     axes: tuple[Any, Any, Any, Any],
     *,
     beam_energy: float | None,
     convergence_angle: float | None,
-    scan_step: float | None,
+    scan_step: float | tuple[float, float] | None,
     k_step: float | tuple[float, float] | None,
     center: tuple[float, float] | None,
-    rotation: float,
+    rotation: float | None,
     flip: bool | None,
     defocus: float | None,
+    mask: NDArray[np.bool_] | None,
+    gain: float | None,
+    background: float | NDArray[Any] | None,
 ) -> Acquisition:
-    """Calibration from arguments, or else metadata and axes."""
+    """Calibration from arguments, or else metadata and axes, or else the patterns."""
     y, x, ky, kx = axes
-    sources = {
-        "scan_step": "axes" if scan_step is None else "argument",
-        "k_pixel": "axes" if k_step is None else "argument",
-        "center": "argument",
-        "rotation": "default" if rotation == 0 else "argument",
-        "transpose": "default" if flip is None else "argument",
-        "defocus": "default" if defocus is None else "argument",
-        "spherical_aberration": "default",
-    }
-    beam_energy, sources["energy"] = _from_metadata(signal, "beam_energy", beam_energy, "keV")
-    convergence_angle, sources["semiangle"] = _from_metadata(signal, "convergence_angle", convergence_angle, "mrad")
-    energy = _energy(beam_energy, sources["energy"])
+    sources = {}
+    if beam_energy is None:
+        beam_energy, sources["energy"] = _from_metadata(signal, "beam_energy"), "metadata"
+    if beam_energy is None:
+        raise ValueError(
+            f"beam_energy is unknown, the signal has no metadata.{_TEM}.beam_energy. "
+            f'Give beam_energy [keV] or call s.metadata.set_item("{_TEM}.beam_energy", beam_energy).'
+        )
+    energy = _energy(beam_energy, sources.setdefault("energy", "argument"))
     in_inverse_angstrom = functools.partial(reciprocal_in_inverse_angstrom, wavelength=optics.wavelength(energy))
 
+    if convergence_angle is None:
+        convergence_angle, sources["semiangle"] = _from_metadata(signal, "convergence_angle"), "metadata"
     if scan_step is None:
-        steps = [_scale(axis, "scan_step [A]", length_in_angstrom) for axis in (y, x)]
-        if abs(steps[0] - steps[1]) > 0.01 * max(steps):
-            raise ValueError(
-                f"scan_step is {steps[0]:g} A along {y} and {steps[1]:g} A along {x}, expected the same to 1 %. "
-                "Correct the scale of the navigation axes or give scan_step."
-            )
-        scan_step = sum(steps) / 2
+        sources["scan_step"] = "axes"
+        scan_step = _scan_step(y), _scan_step(x)
     if k_step is None:
-        k_pixel: Any = tuple(_scale(axis, "k_step [1/A]", in_inverse_angstrom) for axis in (ky, kx))
-    else:
-        k_pixel = (k_step, k_step) if np.ndim(k_step) == 0 else k_step
+        rows, columns = (_scale(axis, "k_step [1/A]", in_inverse_angstrom) for axis in (ky, kx))
+        if rows is not None and columns is not None:
+            k_step, sources["k_pixel"] = (rows, columns), "axes"
     if center is None:
-        center = _zero(ky, kx, in_inverse_angstrom)
-        sources["center"] = "measured" if center is None else "axes"
-    return Acquisition(
+        center, sources["center"] = _zero(ky, kx, in_inverse_angstrom), "axes"
+    return calibrate(
+        data,
         energy=energy,
         semiangle=convergence_angle,
         scan_step=scan_step,
-        k_pixel=k_pixel,
+        k_pixel=k_step,
         center=center,
         rotation=rotation,
-        transpose=False if flip is None else flip,
+        transpose=flip,
+        bad_pixels=mask,
+        gain=1.0 if gain is None else gain,
+        background=background,
         defocus=0.0 if defocus is None else defocus,
         sources=sources,
         argument_names=_ARGUMENT_NAMES,
     )
 
 
-def _from_metadata(signal: Signal2D, name: str, value: float | None, unit: str) -> tuple[Any, str]:
-    """Argument, or else the item of the microscope's metadata, and which of them it is."""
-    if value is not None:
-        return value, "argument"
-    path = f"Acquisition_instrument.TEM.{name}"
-    value = signal.metadata.get_item(path)
-    if value is None:
-        raise ValueError(
-            f"{name} is unknown, the signal has no metadata.{path}. "
-            f'Give {name} [{unit}] or call s.metadata.set_item("{path}", {name}).'
-        )
-    return value, "metadata"
+def _from_metadata(signal: Signal2D, name: str) -> Any:
+    """Item of the microscope's metadata, or None."""
+    return signal.metadata.get_item(f"{_TEM}.{name}")
 
 
 def _energy(beam_energy: Any, source: str) -> float:
@@ -247,20 +277,29 @@ def _energy(beam_energy: Any, source: str) -> float:
     return value * 1e3
 
 
-def _scale(axis: Any, parameter: str, convert: Callable[[float, str | None], float | None]) -> float:
-    """Scale of an axis in the parameter's unit."""
+def _scale(axis: Any, parameter: str, convert: Callable[[float, str | None], float | None]) -> float | None:
+    """Scale of an axis in the parameter's unit; None where it is uncalibrated."""
     try:
-        value = convert(axis.scale, axis.units)
-        problem = "which is uncalibrated"
+        return convert(axis.scale, axis.units)
     except ValueError as error:
-        value, problem = None, f"but {error}".removesuffix(".")
-    if value is None:
-        kind = "navigation" if axis.navigate else "signal"
-        raise ValueError(
-            f"{parameter.split()[0]} is unknown, {kind} axis {axis} has scale {axis.scale:g} and units {axis.units!r}, "
-            f"{problem}. Give {parameter} or set scale and units of s.axes_manager.{kind}_axes."
-        )
-    return value
+        problem = f"but {error}".removesuffix(".")
+    raise ValueError(_unknown(axis, parameter, problem))
+
+
+def _scan_step(axis: Any) -> float:
+    """Scale of a navigation axis [A]."""
+    step = _scale(axis, "scan_step [A]", length_in_angstrom)
+    if step is None:
+        raise ValueError(_unknown(axis, "scan_step [A]", "which is uncalibrated"))
+    return step
+
+
+def _unknown(axis: Any, parameter: str, problem: str) -> str:
+    kind = "navigation" if axis.navigate else "signal"
+    return (
+        f"{parameter.split()[0]} is unknown, {kind} axis {axis} has scale {axis.scale:g} and units {axis.units!r}, "
+        f"{problem}. Give {parameter} or set scale and units of s.axes_manager.{kind}_axes."
+    )
 
 
 def _zero(ky: Any, kx: Any, convert: Callable[[float, str | None], float | None]) -> tuple[float, float] | None:
@@ -276,7 +315,11 @@ def _zero(ky: Any, kx: Any, convert: Callable[[float, str | None], float | None]
 
 
 def _image(
-    signal: Signal2D, axes: tuple[Any, Any, Any, Any], result: Reconstruction, scan_step: float, return_complex: bool
+    signal: Signal2D,
+    axes: tuple[Any, Any, Any, Any],
+    result: Reconstruction,
+    scan_step: tuple[float, float],
+    return_complex: bool,
 ) -> Signal2D | ComplexSignal2D:
     """HyperSpy's signal of the result, with the original's metadata and place in the scan."""
     import hyperspy.api as hs
@@ -287,11 +330,11 @@ def _image(
             "name": name,
             "size": size,
             "units": "Å",
-            "scale": result.pixel_size,
+            "scale": pixel,
             # In steps first, so that the images of slices and of the whole scan share their coordinates.
-            "offset": axis.offset / axis.scale * scan_step,
+            "offset": axis.offset / axis.scale * step,
         }
-        for name, size, axis in zip("yx", data.shape, axes[:2], strict=True)
+        for name, size, axis, pixel, step in zip("yx", data.shape, axes[:2], result.pixel_size, scan_step, strict=True)
     ]
     image = (hs.signals.ComplexSignal2D if return_complex else hs.signals.Signal2D)(data, axes=image_axes)
     for node in ("General", "Sample", "Acquisition_instrument"):

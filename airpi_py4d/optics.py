@@ -123,7 +123,7 @@ def scherzer_defocus(energy: float, spherical_aberration: float) -> float:
 
 def probe(
     pixels: int,
-    pixel_size: float,
+    pixel_size: float | tuple[float, float],
     energy: float,
     semiangle: float,
     defocus: float = 0.0,
@@ -140,8 +140,8 @@ def probe(
     ----------
     pixels : int
         Side n of the square grid [px].
-    pixel_size : float
-        Pixel size in real space [A]; the k-pixel is 1 / (n pixel_size).
+    pixel_size : float or (float, float)
+        Pixel size in real space, along rows and columns [A]; the k-pixel is 1 / (n pixel_size).
     energy, semiangle : float
         Beam energy [eV] and convergence semi-angle [mrad].
     defocus, spherical_aberration : float
@@ -158,8 +158,8 @@ def probe(
     >>> wave.shape, round(float((abs(wave) ** 2).sum()), 6), int(abs(wave).argmax()) == 32 * 64 + 32
     ((64, 64), 1.0, True)
     """
-    k = np.fft.fftfreq(pixels, pixel_size)
-    k_squared = k[:, None] ** 2 + k[None] ** 2
+    rows, columns = (np.fft.fftfreq(pixels, size) for size in np.broadcast_to(pixel_size, 2))
+    k_squared = rows[:, None] ** 2 + columns[None] ** 2
     aperture = k_squared <= aperture_radius(energy, semiangle) ** 2
     wave = aperture * np.exp(-1j * aberration_phase(k_squared, energy, defocus, spherical_aberration))
     centred = np.fft.fftshift(np.fft.ifft2(wave, norm="ortho"))

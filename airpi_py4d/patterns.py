@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.spatial import KDTree
 
 from airpi_py4d.acquisition import Acquisition
 
 #: Detector pixels larger than this many pixels of the model's grid are interpolated linearly, smaller ones averaged.
 _LARGE_PIXEL = 1.25
 _POINTS_PER_GRID_PIXEL = 12
-_ROWS_FOR_CENTER = 16
+#: Keeps points on the edge of two grid pixels in one of them, whatever the rounding [grid pixels].
+_ROUNDING = 1e-5
+#: Good pixels at most that a bad one is filled from.
+_NEIGHBOURS = 8
+#: Largest step of the descan correction [px of the model's grid].
+_DESCAN_STEP = 0.25
+_KEPT_MAPS = 512
+_PATTERNS_AT_ONCE = 256
 _SMALLEST_DISK = 4.0  # [px^2]
 
 
 def _subdivision(ratio: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Offsets in a detector pixel [px] and weights (sum 1) that stand for it; `ratio` is its size in grid pixels."""
-    count = max(2, int(np.ceil(ratio * _POINTS_PER_GRID_PIXEL)))
+    count = max(2, int(np.ceil(ratio * _POINTS_PER_GRID_PIXEL - _ROUNDING)))
     if ratio <= _LARGE_PIXEL:
         offsets = (np.arange(count) + 0.5) / count - 0.5
         return offsets, np.full(count, 1 / count)
@@ -28,15 +37,66 @@ def _subdivision(ratio: float) -> tuple[NDArray[np.float64], NDArray[np.float64]
     return offsets, weights / weights.sum()
 
 
+def detector_to_scan(acquisition: Acquisition) -> NDArray[np.float64]:
+    r"""Matrix (2, 2) from a place on the detector [px] to k along scan rows and columns [1/A].
+
+    .. math:: k = R\, S\, \mathrm{diag}(k_{pixel})\, E\, (d - center)
+
+    with the rotation R and the transposition S of `Acquisition`, and E = u u^T + (a / b) v v^T, which makes a circle of
+    an ellipse of semi-axes a along the unit vector u and b along v.
+
+    Examples
+    --------
+    >>> detector_to_scan(Acquisition(300e3, 20.0, 0.2, (0.05, 0.04), rotation=90.0)).tolist()
+    [[0.0, -0.04], [0.05, 0.0]]
+    """
+    angle = np.deg2rad(acquisition.rotation)
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).round(15)
+    if acquisition.transpose:
+        matrix = matrix[:, ::-1]
+    matrix = matrix * np.array(acquisition.k_pixel)
+    if acquisition.ellipse is not None:
+        a, b, theta = acquisition.ellipse
+        u = np.array([np.cos(np.deg2rad(theta)), np.sin(np.deg2rad(theta))])
+        matrix = matrix @ (np.outer(u, u) + a / b * (np.eye(2) - np.outer(u, u)))
+    return matrix + 0.0
+
+
+def repair_matrix(bad_pixels: NDArray[np.bool_]) -> sparse.csr_matrix:
+    """Linear map that fills bad pixels from the good ones around, shape (pixels, pixels); it leaves good ones alone.
+
+    A bad pixel gets the mean of the nearest good pixels, those at most 1.5 times as far as the very nearest, weighted
+    by the inverse square of their distance.
+
+    Examples
+    --------
+    >>> (repair_matrix(np.array([[False, True, False]])) @ [1.0, 99.0, 3.0]).tolist()
+    [1.0, 2.0, 3.0]
+    """
+    flat = bad_pixels.ravel()
+    good, bad = np.argwhere(~bad_pixels), np.argwhere(bad_pixels)
+    count = min(_NEIGHBOURS, len(good))
+    distance, neighbour = KDTree(good).query(bad, [n + 1 for n in range(count)])
+    weight = np.where(distance <= 1.5 * distance[:, :1], distance**-2.0, 0)
+    weight /= weight.sum(1, keepdims=True)
+    pixels = np.arange(flat.size)
+    rows = np.repeat(pixels[flat], count)
+    columns = pixels[~flat][neighbour.ravel()]
+    keep = np.flatnonzero(~flat)
+    values = np.concatenate([weight.ravel(), np.ones(len(keep))])
+    places = np.concatenate([rows, keep]), np.concatenate([columns, keep])
+    return sparse.csr_matrix((values, places), shape=(flat.size, flat.size))
+
+
 def resampling_matrix(
     detector_shape: tuple[int, int], acquisition: Acquisition, grid_pixels: int, grid_k_pixel: float
 ) -> sparse.csr_matrix:
     r"""Linear map from detector pixels to the model's grid that keeps the electron count.
 
-    Detector pixel d (row, column) lies at k = R S ((d - center) k_pixel), with S the transposition and R the
-    rotation of `Acquisition`, and at n // 2 + k / grid_k_pixel on the grid. Each detector pixel is divided into
-    points; each point's electrons go to the grid pixel it lies in (area average). A detector pixel that is much
-    larger than a grid pixel is spread over its neighbourhood with a tent (linear interpolation).
+    Detector pixel d (row, column) lies at the k of `detector_to_scan`, and at n // 2 + k / grid_k_pixel on the grid.
+    Each detector pixel is divided into points; each point's electrons go to the grid pixel it lies in (area average).
+    A detector pixel that is much larger than a grid pixel is spread over its neighbourhood with a tent (linear
+    interpolation).
 
     Parameters
     ----------
@@ -62,13 +122,9 @@ def resampling_matrix(
     True
     """
     if acquisition.center is None:
-        raise ValueError("center is None; give it or measure it with measure_center.")
-    ratios = np.array(acquisition.k_pixel) / grid_k_pixel
-    angle = np.deg2rad(acquisition.rotation)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).round(15)
-    if acquisition.transpose:
-        turn = turn[:, ::-1]
-    turn = turn * ratios  # columns: what a detector pixel along rows, along columns is on the grid
+        raise ValueError("center is None; give it, or measure it with airpi_py4d.calibrate.")
+    turn = detector_to_scan(acquisition) / grid_k_pixel
+    ratios = np.linalg.norm(turn, axis=0)  # of a detector pixel along rows, along columns
     (row_offsets, row_weights), (column_offsets, column_weights) = map(_subdivision, ratios)
     rows = np.arange(detector_shape[0]) - acquisition.center[0]
     columns = np.arange(detector_shape[1]) - acquisition.center[1]
@@ -78,7 +134,7 @@ def resampling_matrix(
         # one sub-row of every detector pixel: (rows, columns, sub-columns)
         v = (rows + row_offset)[:, None, None]
         u = columns[:, None] + column_offsets
-        place = [np.floor(t[0] * v + t[1] * u + grid_pixels // 2 + 0.5).astype(np.int64) for t in turn]
+        place = [np.floor(t[0] * v + t[1] * u + grid_pixels // 2 + 0.5 + _ROUNDING).astype(np.int64) for t in turn]
         inside = (place[0] >= 0) & (place[0] < grid_pixels) & (place[1] >= 0) & (place[1] < grid_pixels)
         weight = np.broadcast_to(row_weight * column_weights, inside.shape)[inside]
         source = np.broadcast_to(pixel[:, :, None], inside.shape)[inside]
@@ -88,11 +144,90 @@ def resampling_matrix(
     return matrix.astype(np.float32)
 
 
-def resample(patterns: NDArray[Any], matrix: sparse.csr_matrix) -> NDArray[np.float32]:
-    """Apply the map to patterns of shape (n, rows, columns); returns (n, grid, grid), electrons per grid pixel."""
-    flat = np.ascontiguousarray(patterns.reshape(len(patterns), -1).T, dtype=np.float32)
-    side = int(np.sqrt(matrix.shape[0]))
-    return np.ascontiguousarray((matrix @ flat).T).reshape(len(patterns), side, side)
+class Resampling:
+    """Raw patterns to electrons on the model's grid, by constant linear maps.
+
+    background off -> bad pixels filled -> descan shift -> `resampling_matrix` -> over the gain
+
+    Parameters
+    ----------
+    detector_shape : (int, int)
+    acquisition : Acquisition
+        With a centre.
+    grid_pixels : int
+        Side of the model's grid [px].
+    grid_k_pixel : float
+        [1/A]
+
+    Raises
+    ------
+    ValueError
+        If bad pixels, background or descan don't fit the data.
+    """
+
+    def __init__(
+        self, detector_shape: tuple[int, int], acquisition: Acquisition, grid_pixels: int, grid_k_pixel: float
+    ) -> None:
+        for name in ("bad_pixels", "background"):
+            shape = np.shape(getattr(acquisition, name))
+            if shape not in ((), detector_shape):
+                raise ValueError(
+                    f"{acquisition.argument_names.get(name, name)} has the shape {shape}, expected that of the "
+                    f"detector, {detector_shape}."
+                )
+        self._shape, self._acquisition = detector_shape, acquisition
+        self._grid = grid_pixels, grid_k_pixel
+        self._repair: sparse.csr_matrix | None = None
+        if acquisition.bad_pixels is not None and acquisition.bad_pixels.any():
+            self._repair = repair_matrix(acquisition.bad_pixels)
+        background = 0.0 if acquisition.background is None else acquisition.background
+        self._background = np.broadcast_to(np.asarray(background, np.float32), detector_shape).reshape(-1)
+        scale = np.linalg.norm(detector_to_scan(acquisition), axis=0) / grid_k_pixel
+        #: Descan is corrected to this many parts of a detector pixel.
+        self._parts = np.ceil(scale / _DESCAN_STEP).astype(int)
+        self._maps: dict[tuple[int, int], tuple[sparse.csr_matrix, NDArray[np.float32]]] = {}
+        self._map((0, 0))
+
+    def _map(self, shift: tuple[int, int]) -> tuple[sparse.csr_matrix, NDArray[np.float32]]:
+        """Matrix, and the background on the grid, for a descan shift in parts of a detector pixel."""
+        if shift not in self._maps:
+            if len(self._maps) == _KEPT_MAPS:
+                self._maps.pop(next(iter(self._maps)))
+            assert self._acquisition.center is not None
+            row, column = np.array(self._acquisition.center) + np.array(shift) / self._parts
+            shifted = replace(self._acquisition, center=(row, column))
+            matrix = resampling_matrix(self._shape, shifted, *self._grid)
+            if self._repair is not None:
+                matrix = (matrix @ self._repair).tocsr()
+            matrix = (matrix / np.float32(self._acquisition.gain)).astype(np.float32)
+            self._maps[shift] = matrix, matrix @ self._background
+        return self._maps[shift]
+
+    def __call__(self, patterns: NDArray[Any], descan: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+        """Electrons on the grid, shape (n, grid, grid).
+
+        Parameters
+        ----------
+        patterns : ndarray, shape (n, detector rows, detector columns)
+            As the detector reports them.
+        descan : ndarray, shape (n, 2), optional
+            Where the optical axis is in each, minus the centre [px].
+        """
+        side = self._grid[0]
+        result = np.empty((len(patterns), side, side), np.float32)
+        steps = np.zeros((len(patterns), 2), int)
+        if descan is not None:
+            steps = np.rint(descan * self._parts).astype(int)
+        shifts, group = np.unique(steps, axis=0, return_inverse=True)
+        for number, (row, column) in enumerate(shifts.tolist()):
+            matrix, background = self._map((row, column))
+            chosen = np.flatnonzero(group.ravel() == number)
+            for first in range(0, len(chosen), _PATTERNS_AT_ONCE):
+                part = chosen[first : first + _PATTERNS_AT_ONCE]
+                some = patterns if len(part) == len(patterns) else patterns[part]
+                flat = np.ascontiguousarray(some.reshape(len(part), -1).T, dtype=np.float32)
+                result[part] = ((matrix @ flat).T - background).reshape(len(part), side, side)
+        return result
 
 
 def check_finite(rows: NDArray[Any], first: int) -> None:
@@ -132,36 +267,3 @@ def bright_field_pixels(acquisition: Acquisition) -> float:
     """Area of the bright-field disk [detector px], pi k0^2 / (k_row k_column)."""
     row, column = acquisition.k_pixel
     return float(np.pi * acquisition.aperture_radius**2 / (row * column))
-
-
-def measure_center(data: Any, acquisition: Acquisition) -> tuple[float, float]:
-    """Centre of the bright-field disk (row, column) [px] of the mean pattern.
-
-    The disk is where the mean pattern exceeds half the median of its brightest pi k0^2 / k_pixel^2 pixels; its
-    centre is the mean position of those pixels.
-
-    Parameters
-    ----------
-    data : array_like, shape (scan rows, scan columns, detector rows, detector columns)
-        Up to 16 evenly spaced scan rows are read.
-    acquisition : Acquisition
-
-    Raises
-    ------
-    ValueError
-        If the disk doesn't fit the detector, or the patterns are empty or not finite.
-    """
-    shape = data.shape[2:]
-    check_disk(shape, acquisition)
-    chosen = np.unique(np.linspace(0, data.shape[0] - 1, _ROWS_FOR_CENTER).astype(int))
-    mean = np.zeros(shape)
-    for row in chosen:
-        patterns = np.asarray(data[row : row + 1])
-        check_finite(patterns, int(row))
-        mean += patterns[0].mean(axis=0, dtype=np.float64) / len(chosen)
-    brightest = np.sort(mean, axis=None)[-int(bright_field_pixels(acquisition)) :]
-    disk = mean > np.median(brightest) / 2
-    if not disk.any():
-        raise ValueError("center can't be measured: the mean pattern is empty. Give center, or check the data.")
-    rows, columns = np.nonzero(disk)
-    return float(rows.mean()), float(columns.mean())

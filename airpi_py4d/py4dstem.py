@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from airpi_py4d import optics
 from airpi_py4d.acquisition import Acquisition
+from airpi_py4d.calibration import calibrate
 from airpi_py4d.hosts import add_method
 from airpi_py4d.units import length_in_angstrom, reciprocal_in_inverse_angstrom
 
@@ -32,8 +33,11 @@ _ARGUMENT_NAMES = {
     "scan_step": "force_scan_sampling",
     "k_pixel": "force_reciprocal_sampling",
     "center": "calibration.get_origin_mean()",
+    "descan": "calibration.get_origin()",
+    "ellipse": "calibration.get_ellipse()",
     "rotation": "force_com_rotation",
     "transpose": "force_com_transpose",
+    "bad_pixels": "mask",
 }
 
 
@@ -53,9 +57,15 @@ def airpi_reconstruct(
     force_com_rotation: float | None = None,
     force_com_transpose: bool | None = None,
     defocus: float | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    gain: float | None = None,
+    background: float | NDArray[Any] | None = None,
     model: str | Path | Model | None = None,
     device: str = "auto",
     oversample: int | None = None,
+    sum_neighbours: int = 1,
+    stride: int = 1,
+    strict: bool = True,
     name: str = "airpi_phase",
     verbose: bool = True,
     returncalc: bool = True,
@@ -65,9 +75,10 @@ def airpi_reconstruct(
     For every scan position a network sees the 3x3 kernel of adjacent diffraction patterns and predicts the exit wave,
     which is divided by the probe and added to the image, weighted by the probe's intensity [1]_.
 
-    What isn't given is read from ``datacube.calibration``, never assumed; the axis on the detector is its mean origin
-    or else measured from the bright-field disk. Patterns are read a few scan rows at a time. The datacube's data and
-    calibration stay as they are.
+    What isn't given is read from ``datacube.calibration``, its origin and ellipse included. What that doesn't say is
+    measured from the patterns by `airpi_py4d.calibrate`, never assumed. Beam energy and scan step can't be measured,
+    nor semi-angle and size of a detector pixel both. Patterns are read a few scan rows at a time. The datacube's data
+    and calibration stay as they are.
 
     Parameters
     ----------
@@ -75,7 +86,7 @@ def airpi_reconstruct(
         Energy of the beam electrons [eV]. py4DSTEM doesn't store it.
     semiangle_cutoff : float, optional
         Convergence semi-angle [mrad]. Default: the calibration's convergence_semiangle_mrad, or else its
-        probe_semiangle [px] times the size of a detector pixel.
+        probe_semiangle [px] times the size of a detector pixel, or else measured.
     force_scan_sampling : float, optional
         Distance of neighbouring scan positions, along rows and columns alike [A]. Default: the calibration's
         R_pixel_size and R_pixel_units (A, nm, pm, um, ...).
@@ -83,21 +94,33 @@ def airpi_reconstruct(
         Size of a detector pixel [mrad].
     force_reciprocal_sampling : float, optional
         Size of a detector pixel in cycles [1/A]. Default: `force_angular_sampling` over the wavelength, or else the
-        calibration's Q_pixel_size and Q_pixel_units (A^-1, 1/nm, mrad, ...).
+        calibration's Q_pixel_size and Q_pixel_units (A^-1, 1/nm, mrad, ...), or else measured.
     force_com_rotation : float, optional
         Rotation from the detector to the scan [degrees], as in py4DSTEM's phase classes. Default: the calibration's
-        QR_rotation, or else 0.
+        QR_rotation, or else measured.
     force_com_transpose : bool, optional
         Whether detector rows and columns are swapped before the rotation, as in py4DSTEM's phase classes. Default: the
-        calibration's QR_flip if it is set or QR_rotation is known, or else False.
+        calibration's QR_flip if it is set or QR_rotation is known, or else measured.
     defocus : float, optional
         [A], positive for underfocus. Default: 0.
+    mask : ndarray of bool, optional, shape (detector rows, detector columns)
+        True for pixels that are not to be used: hot, dead, in a gap, behind a beam stop. Default: measured; a beam stop
+        has to be given.
+    gain : float, optional
+        What the detector reports for one electron. Default: 1.
+    background : float or ndarray, optional
+        What the detector reports without electrons; a number or one a pixel. Default: 0.
     model : str, Path or Model, optional
         Name of a shipped model, path of an ONNX file, or a loaded model.
     device : str
         Where the network runs: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     oversample : int, optional
         Image pixels per scan step. Default: the fewest that make the pixel no larger than the model's.
+    sum_neighbours, stride : int
+        For few electrons: sum the patterns of `sum_neighbours` x `sum_neighbours` (odd) positions, and reconstruct
+        every `stride`-th position.
+    strict : bool
+        Raise where the data lie far outside of what the model was trained on; False warns instead.
     name : str
         Name of the phase in the datacube's tree. An earlier result of this method of that name is replaced.
     verbose : bool
@@ -116,8 +139,13 @@ def airpi_reconstruct(
     Raises
     ------
     ValueError
-        If a parameter is unknown, given twice or implausible, the data aren't 4D, or something else in the datacube's
-        tree has the result's name.
+        If a parameter is unknown and can't be measured, given twice or implausible, the data aren't 4D, or something
+        else in the datacube's tree has the result's name.
+
+    Warns
+    -----
+    UserWarning
+        If rotation and transposition can't be measured, or the measured bright-field disk contradicts what is given.
 
     References
     ----------
@@ -129,6 +157,7 @@ def airpi_reconstruct(
     >>> import py4DSTEM  # doctest: +SKIP
     >>> datacube = py4DSTEM.read("scan.h5")  # doctest: +SKIP
     >>> phase = datacube.airpi_reconstruct(300e3, 20, force_scan_sampling=0.2)  # doctest: +SKIP
+    >>> print(phase.metadata["gen_params"]["acquisition"])  # what was measured  # doctest: +SKIP
     >>> py4DSTEM.show(phase)  # doctest: +SKIP
     >>> py4DSTEM.show(datacube.tree("airpi_phase_confidence"))  # doctest: +SKIP
     """
@@ -139,7 +168,7 @@ def airpi_reconstruct(
     confidence_name = f"{name}_confidence"
     _check_names(self, name, confidence_name)
     acquisition = _acquisition(
-        self.calibration,
+        self,
         energy=energy,
         semiangle_cutoff=semiangle_cutoff,
         force_scan_sampling=force_scan_sampling,
@@ -148,9 +177,20 @@ def airpi_reconstruct(
         force_com_rotation=force_com_rotation,
         force_com_transpose=force_com_transpose,
         defocus=defocus,
+        mask=mask,
+        gain=gain,
+        background=background,
     )
     result = engine.reconstruct(
-        self.data, acquisition, model=model, device=device, oversample=oversample, show_progress=verbose
+        self.data,
+        acquisition,
+        model=model,
+        device=device,
+        oversample=oversample,
+        sum_neighbours=sum_neighbours,
+        stride=stride,
+        strict=strict,
+        show_progress=verbose,
     )
     provenance = {"_calling_method": _METHOD, "_calling_class": "DataCube", **result.provenance}
 
@@ -160,7 +200,7 @@ def airpi_reconstruct(
             name=name,
             units=units,
             # In full: from two elements emdfile extrapolates with np.arange, which may yield one too many.
-            dims=[np.arange(n) * result.pixel_size for n in data.shape],
+            dims=[np.arange(n) * size for n, size in zip(data.shape, result.pixel_size, strict=True)],
             dim_units=["A", "A"],
             dim_names=["Rx", "Ry"],
         )
@@ -189,7 +229,7 @@ def _check_names(datacube: DataCube, *names: str) -> None:
 
 
 def _acquisition(
-    calibration: Calibration,
+    datacube: DataCube,
     *,
     energy: float,
     semiangle_cutoff: float | None,
@@ -199,26 +239,29 @@ def _acquisition(
     force_com_rotation: float | None,
     force_com_transpose: bool | None,
     defocus: float | None,
+    mask: NDArray[np.bool_] | None,
+    gain: float | None,
+    background: float | NDArray[Any] | None,
 ) -> Acquisition:
-    """Calibration from arguments, or else the datacube's."""
+    """Calibration from arguments, or else the datacube's, or else the patterns."""
+    calibration = datacube.calibration
     wavelength = _wavelength(energy)
-    argument_names = dict(_ARGUMENT_NAMES)
-    sources = {
-        "energy": "argument",
-        "semiangle": "argument",
-        "scan_step": "argument",
-        "k_pixel": "argument",
-        "defocus": "default" if defocus is None else "argument",
-        "spherical_aberration": "default",
-    }
+    argument_names, sources = dict(_ARGUMENT_NAMES), {"energy": "argument"}
+
+    def known(name: str, argument: Any, calibrated: Any) -> Any:
+        if argument is not None or calibrated is not None:
+            sources[name] = "calibration" if argument is None else "argument"
+        return calibrated if argument is None else argument
 
     def in_inverse_angstrom(value: float, unit: str | None) -> float | None:
         return reciprocal_in_inverse_angstrom(value, unit, wavelength)
 
     scan_step = force_scan_sampling
     if scan_step is None:
-        sources["scan_step"] = "calibration"
         scan_step = _pixel_size(calibration, "R", length_in_angstrom, "force_scan_sampling [A]")
+        if scan_step is None:
+            raise ValueError(_unknown_size(calibration, "R", "force_scan_sampling [A]", "which is uncalibrated"))
+    known("scan_step", force_scan_sampling, scan_step)
 
     k_pixel = force_reciprocal_sampling
     if force_angular_sampling is not None:
@@ -226,53 +269,58 @@ def _acquisition(
             raise ValueError("force_angular_sampling and force_reciprocal_sampling are both given, expected one.")
         k_pixel = force_angular_sampling * 1e-3 / wavelength
         argument_names["k_pixel"] = "force_angular_sampling / wavelength"
-    elif k_pixel is None:
-        sources["k_pixel"] = "calibration"
-        k_pixel = _pixel_size(
-            calibration, "Q", in_inverse_angstrom, "force_reciprocal_sampling [1/A] or force_angular_sampling [mrad]"
-        )
+    calibrated = None
+    if k_pixel is None:
+        parameter = "force_reciprocal_sampling [1/A] or force_angular_sampling [mrad]"
+        calibrated = _pixel_size(calibration, "Q", in_inverse_angstrom, parameter)
+    k_pixel = known("k_pixel", k_pixel, calibrated)
 
-    semiangle = semiangle_cutoff
-    if semiangle is None:
-        sources["semiangle"] = "calibration"
-        semiangle = calibration.get_convergence_semiangle_mrad()
-    if semiangle is None:
-        radius = calibration.get_probe_semiangle()
-        if radius is None:
-            raise ValueError(
-                "semiangle_cutoff is unknown, the calibration's convergence_semiangle_mrad and probe_semiangle are "
-                "None. Give semiangle_cutoff [mrad] or call datacube.calibration.set_convergence_semiangle_mrad."
-            )
-        semiangle = radius * k_pixel * wavelength * 1e3
+    calibrated, radius = calibration.get_convergence_semiangle_mrad(), calibration.get_probe_semiangle()
+    if calibrated is None and radius is not None and k_pixel is not None:
+        calibrated = radius * k_pixel * wavelength * 1e3
 
-    measured_rotation, flip = calibration.get_QR_rotation(), calibration.get_QR_flip()
-    if force_com_rotation is not None:
-        rotation, sources["rotation"] = force_com_rotation, "argument"
-    elif measured_rotation is not None:
-        rotation, sources["rotation"] = math.degrees(measured_rotation), "calibration"
-    else:
-        rotation, sources["rotation"] = 0.0, "default, not measured"
-    if force_com_transpose is not None:
-        transpose, sources["transpose"] = force_com_transpose, "argument"
-    elif flip or measured_rotation is not None:  # A QR_flip of False alone is py4DSTEM's default.
-        transpose, sources["transpose"] = bool(flip), "calibration"
-    else:
-        transpose, sources["transpose"] = False, "default, not measured"
-
-    center = calibration.get_origin_mean()
-    sources["center"] = "measured" if None in center else "calibration"
-    return Acquisition(
+    rotation, flip = calibration.get_QR_rotation(), calibration.get_QR_flip()
+    transpose = bool(flip) if flip or rotation is not None else None  # a QR_flip of False alone is py4DSTEM's default
+    center, origin = calibration.get_origin_mean(), calibration.get_origin()
+    center = None if None in center else center
+    return calibrate(
+        datacube.data,
         energy=energy,
-        semiangle=semiangle,
-        scan_step=scan_step,
-        k_pixel=(k_pixel, k_pixel),
-        center=None if None in center else center,
-        rotation=rotation,
-        transpose=transpose,
+        semiangle=known("semiangle", semiangle_cutoff, calibrated),
+        scan_step=(scan_step, scan_step),
+        k_pixel=k_pixel,
+        center=known("center", None, center),
+        rotation=known("rotation", force_com_rotation, None if rotation is None else math.degrees(rotation)),
+        transpose=known("transpose", force_com_transpose, transpose),
+        ellipse=known("ellipse", None, _ellipse(calibration)),
+        bad_pixels=mask,
+        descan=known("descan", None, _descan(origin, center)),
+        gain=1.0 if gain is None else gain,
+        background=background,
         defocus=0.0 if defocus is None else defocus,
         sources=sources,
         argument_names=argument_names,
     )
+
+
+def _ellipse(calibration: Calibration) -> tuple[float, float, float] | None:
+    """The calibration's elliptical distortion.
+
+    py4DSTEM's Bragg vectors, and so its Q_pixel_size, keep lengths along the second axis, b, and shorten those along
+    the first, a, by b / a. `Acquisition` keeps those along the axis that comes first: here b, 90 degrees from a.
+    """
+    ellipse = calibration.get_ellipse()
+    if ellipse is None:
+        return None
+    a, b, theta = ellipse
+    return b, a, math.degrees(theta) + 90
+
+
+def _descan(origin: Any, center: tuple[float, float] | None) -> NDArray[np.float64] | None:
+    """Origin of every position minus the mean; None where the calibration has one for all."""
+    if origin is None or center is None or np.ndim(origin[0]) != 2:
+        return None
+    return np.stack([np.asarray(q, np.float64) - c for q, c in zip(origin, center, strict=True)], axis=-1)
 
 
 def _wavelength(energy: Any) -> float:
@@ -285,20 +333,23 @@ def _wavelength(energy: Any) -> float:
 
 def _pixel_size(
     calibration: Calibration, space: str, convert: Callable[[float, str | None], float | None], parameter: str
-) -> float:
-    """Pixel size of space "R" or "Q" in the parameter's unit."""
+) -> float | None:
+    """Pixel size of space "R" or "Q" in the parameter's unit; None where it is uncalibrated."""
+    size = getattr(calibration, f"get_{space}_pixel_size")()
+    units = getattr(calibration, f"get_{space}_pixel_units")()
+    try:
+        return convert(size, units)
+    except ValueError as error:
+        problem = f"but {error}".removesuffix(".")
+    raise ValueError(_unknown_size(calibration, space, parameter, problem))
+
+
+def _unknown_size(calibration: Calibration, space: str, parameter: str, problem: str) -> str:
     size = getattr(calibration, f"get_{space}_pixel_size")()
     units = getattr(calibration, f"get_{space}_pixel_units")()
     example = {"R": "A", "Q": "A^-1"}[space]
-    try:
-        value = convert(size, units)
-        problem = "which is uncalibrated"
-    except ValueError as error:
-        value, problem = None, f"but {error}".removesuffix(".")
-    if value is None:
-        raise ValueError(
-            f"{parameter.split()[0]} is unknown, the calibration has {space}_pixel_size {size!r} and "
-            f"{space}_pixel_units {units!r}, {problem}. Give {parameter}, or call "
-            f"datacube.calibration.set_{space}_pixel_size(...) and set_{space}_pixel_units({example!r})."
-        )
-    return value
+    return (
+        f"{parameter.split()[0]} is unknown, the calibration has {space}_pixel_size {size!r} and "
+        f"{space}_pixel_units {units!r}, {problem}. Give {parameter}, or call "
+        f"datacube.calibration.set_{space}_pixel_size(...) and set_{space}_pixel_units({example!r})."
+    )

@@ -34,20 +34,20 @@ def interpolation_matrix(
     return np.sinc(positions[:, None] - (np.arange(patch_pixels) - patch_pixels // 2))
 
 
-def probe_weights(acquisition: Acquisition, pixel_size: float, side: float) -> NDArray[np.float64]:
-    r"""Weights of a patch's pixels (eq. 7), cropped to the smallest odd square that holds them; they sum to 1.
+def probe_weights(acquisition: Acquisition, pixel_size: tuple[float, float], side: float) -> NDArray[np.float64]:
+    r"""Weights of a patch's pixels (eq. 7), cropped to the smallest odd rectangle that holds them; they sum to 1.
 
     .. math:: w = |\psi_{in}|^2 / \sum |\psi_{in}|^2 \quad \text{where}\ |\psi_{in}|^2 > \max|\psi_{in}|^2 / 10
 
     Parameters
     ----------
     acquisition : Acquisition
-    pixel_size : float
-        Of the image [A].
+    pixel_size : (float, float)
+        Of the image, along rows and columns [A].
     side : float
         Side of the model's patch [A]: no weight beyond it.
     """
-    half = math.ceil(_PROBE_BOX / 2 / acquisition.aperture_radius / pixel_size)
+    half = math.ceil(_PROBE_BOX / 2 / acquisition.aperture_radius / min(pixel_size))
     wave = optics.probe(
         2 * half,
         pixel_size,
@@ -57,12 +57,12 @@ def probe_weights(acquisition: Acquisition, pixel_size: float, side: float) -> N
         acquisition.spherical_aberration,
     )
     distance = np.abs(np.arange(2 * half) - half)
-    near = distance * pixel_size <= side / 2
-    intensity = np.abs(wave) ** 2 * np.outer(near, near)
+    rows_near, columns_near = (distance * size <= side / 2 for size in pixel_size)
+    intensity = np.abs(wave) ** 2 * np.outer(rows_near, columns_near)
     weights = np.where(intensity > WEIGHT_THRESHOLD * intensity.max(), intensity, 0)
-    reach = int(distance[np.nonzero(weights)[0]].max())
-    kept = slice(half - reach, half + reach + 1)
-    return weights[kept, kept] / weights.sum()
+    reach = [int(distance[places].max()) for places in np.nonzero(weights)]
+    rows, columns = (slice(half - r, half + r + 1) for r in reach)
+    return weights[rows, columns] / weights.sum()
 
 
 class Stitcher:
@@ -76,8 +76,9 @@ class Stitcher:
         Side of the model's patches [px].
     patch_pixel_size : float
         [A]
-    oversample : int
-        Image pixels a scan step: the pixel size is scan_step / oversample, so that probe positions fall on pixels.
+    oversample : (int, int)
+        Image pixels a scan step, along rows and columns: the pixel size is scan_step / oversample, so that probe
+        positions fall on pixels.
     """
 
     def __init__(
@@ -86,22 +87,25 @@ class Stitcher:
         acquisition: Acquisition,
         patch_pixels: int,
         patch_pixel_size: float,
-        oversample: int,
+        oversample: tuple[int, int],
     ) -> None:
         self.oversample = oversample
-        self.pixel_size = acquisition.scan_step / oversample
+        row, column = (step / count for step, count in zip(acquisition.scan_step, oversample, strict=True))
+        self.pixel_size = row, column
         self.weights = probe_weights(acquisition, self.pixel_size, _USED_PART * patch_pixels * patch_pixel_size)
-        size = len(self.weights)
-        self._margin = size // 2
-        self._interpolation = interpolation_matrix(patch_pixels, patch_pixel_size, size, self.pixel_size).astype(
-            np.float32
-        )
-        self._shape = tuple((n - 1) * oversample + 1 for n in scan_shape)
-        padded = tuple(n + 2 * self._margin for n in self._shape)
+        self._margin = [size // 2 for size in self.weights.shape]
+        self._interpolation = [
+            interpolation_matrix(patch_pixels, patch_pixel_size, size, pixel).astype(np.float32)
+            for size, pixel in zip(self.weights.shape, self.pixel_size, strict=True)
+        ]
+        self._shape = [(n - 1) * count + 1 for n, count in zip(scan_shape, oversample, strict=True)]
+        padded = [n + 2 * margin for n, margin in zip(self._shape, self._margin, strict=True)]
         self._sum = np.zeros(padded, np.complex64)
         self._weight = np.zeros(padded, np.float32)
 
-    def add_row(self, row: int, first: int, patches: NDArray[np.complex64]) -> None:
+    def add_row(
+        self, row: int, first: int, patches: NDArray[np.complex64], measured: NDArray[np.bool_] | None = None
+    ) -> None:
         r"""Add the patches of neighbouring positions of one scan row.
 
         Eq. 6 and 8: each patch is reduced to its unit phasor o / |o|, multiplied by the weights and added at its
@@ -113,21 +117,24 @@ class Stitcher:
             Scan row, and scan column of the first patch.
         patches : ndarray of complex64, shape (n, patch_pixels, patch_pixels)
             o = psi_out / psi_in, centred at n // 2.
+        measured : ndarray of bool, shape (n,), optional
+            Patches that are False are left out.
         """
-        b = self._interpolation
-        fine = 1 + np.matmul(np.matmul(b, patches - 1), b.T)
+        rows, columns = self._interpolation
+        fine = 1 + np.matmul(np.matmul(rows, patches - 1), columns.T)
         magnitude = np.abs(fine)
         phasors = np.divide(fine, magnitude, out=np.ones_like(fine), where=magnitude > 1e-12)
-        s, count = self.oversample, len(patches)
+        share = np.ones(len(patches), np.float32) if measured is None else measured.astype(np.float32)
+        down, right = self.oversample
         for i, j in zip(*np.nonzero(self.weights), strict=True):
-            start = first * s + j
-            place = (row * s + i, slice(start, start + (count - 1) * s + 1, s))
-            weight = np.float32(self.weights[i, j])
+            start = first * right + j
+            place = (row * down + i, slice(start, start + (len(patches) - 1) * right + 1, right))
+            weight = np.float32(self.weights[i, j]) * share
             self._sum[place] += weight * phasors[:, i, j]
             self._weight[place] += weight
 
     def result(self) -> NDArray[np.complex64]:
         """Weighted mean of the phasors, shape ((rows - 1) s + 1, (columns - 1) s + 1); 0 where nothing contributed."""
-        inner = tuple(slice(self._margin, self._margin + n) for n in self._shape)
+        inner = tuple(slice(margin, margin + n) for margin, n in zip(self._margin, self._shape, strict=True))
         total, weight = self._sum[inner], self._weight[inner]
         return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)

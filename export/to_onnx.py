@@ -77,6 +77,7 @@ def domain(parameters: NDArray) -> dict[str, tuple[float, float]]:
         "relative_scan_step": (round(float(relative[:, 0].min()), 3), round(float(relative[:, 0].max()), 3)),
         "electrons_per_pattern": DOSE_RANGE,
         "defocus_phase": (round(float(relative[:, 1].min()), 2), round(float(relative[:, 1].max()), 2)),
+        "spherical_phase": (round(float(relative[:, 2].min()), 2), round(float(relative[:, 2].max()), 2)),
     }
 
 

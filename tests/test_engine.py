@@ -100,7 +100,10 @@ class Scan:
         self.reads[rows] += 1
         numbers = np.arange(self.shape[0])[rows]
         self.largest = max(self.largest, len(numbers))
-        return np.broadcast_to((numbers + 1).astype(self.dtype)[:, None, None, None], (len(numbers), *self.shape[1:]))
+        row, column = np.ogrid[: self.shape[2], : self.shape[3]]
+        disk = (row - self.shape[2] // 2) ** 2 + (column - self.shape[3] // 2) ** 2 <= 36
+        patterns = (numbers + 1).astype(self.dtype)[:, None, None, None] * disk.astype(self.dtype)
+        return np.broadcast_to(patterns, (len(numbers), *self.shape[1:]))
 
 
 class TestSources:
@@ -162,10 +165,10 @@ class TestSources:
         check(zarr.array(counts(), chunks=chunks))
 
 
-@pytest.mark.parametrize("detector", [(24, 20), (31, 64), (130, 97), (2, 3)])
+@pytest.mark.parametrize("detector", [(24, 20), (31, 64), (130, 97), (6, 7)])
 def test_any_detector(tmp_path, detector):
     """The electrons that arrive at the network are the detector's, whatever its size."""
-    radius = min(detector) / 3 if min(detector) > 3 else 1.2
+    radius = min(detector) / 3
     model = write_sum(tmp_path / "sum.onnx", 1e-3 / 9)
     data = np.zeros((3, 4, *detector), np.uint16)
     data[..., detector[0] // 2, detector[1] // 2] = 900
@@ -241,13 +244,14 @@ class TestStreaming:
         assert scan.reads.tolist() == [1] * 9
         assert scan.largest == min(9, max(1, int(band)))
 
-    def test_center_takes_sixteen_rows_more(self, constant):
-        scan = Scan((40, 3, 24, 20))
+    def test_center_takes_a_part_of_the_rows_more(self, constant, monkeypatch):
+        monkeypatch.setattr("airpi_py4d.calibration._READ_PIXELS", 12 * 3 * 24 * 20)
+        scan = Scan((80, 3, 24, 20))
         result = reconstruct(scan, acquisition(), model=constant)
         assert set(scan.reads) == {1, 2}
-        assert np.count_nonzero(scan.reads == 2) == 16
+        assert np.count_nonzero(scan.reads == 2) == 36
         assert scan.reads[0] == scan.reads[-1] == 2
-        assert result.provenance["acquisition"]["center"]["source"] == "measured from the mean pattern"
+        assert result.provenance["acquisition"]["center"]["source"] == "measured from the bright-field disk's edge"
 
     def test_memory(self, constant, monkeypatch):
         """Rows add to memory what the image takes of them, a small part of what they hold."""
@@ -267,6 +271,76 @@ class TestStreaming:
         assert 48 * 6 * 32 * 32 * 2 > 500_000  # what the further rows hold
 
 
+class TestCorrections:
+    """Linear maps on the way in give the image of the data without the defect."""
+
+    @pytest.mark.parametrize(("neighbours", "stride"), [(3, 1), (5, 2), (1, 2)])
+    def test_data_repetition(self, mixing, neighbours, stride):
+        data = counts((7, 9, 24, 20))
+        result = reconstruct(
+            data, acquisition(center=(12, 10)), model=mixing, sum_neighbours=neighbours, stride=stride, device="cpu"
+        )
+        half = neighbours // 2
+        summed = np.empty((-(-7 // stride), -(-9 // stride), 24, 20))
+        for i in range(summed.shape[0]):
+            for j in range(summed.shape[1]):
+                rows = slice(max(0, i * stride - half), i * stride + half + 1)
+                columns = slice(max(0, j * stride - half), j * stride + half + 1)
+                summed[i, j] = data[rows, columns].mean((0, 1), dtype=float) * neighbours**2
+        calibration = acquisition(center=(12, 10), scan_step=0.2 * stride)
+        expected = reconstruct(summed, calibration, model=mixing, device="cpu")
+        assert result.pixel_size == expected.pixel_size
+        np.testing.assert_allclose(result.object, expected.object, atol=1e-5)
+        assert np.std(expected.phase) > 1e-3
+        assert (result.provenance["sum_neighbours"], result.provenance["stride"]) == (neighbours, stride)
+
+    @pytest.mark.parametrize(("name", "value"), [("sum_neighbours", 2), ("sum_neighbours", 0), ("stride", 1.5)])
+    def test_data_repetition_in_whole_numbers(self, mixing, name, value):
+        with pytest.raises(ValueError, match=rf"{name} is {value}, expected an? (odd|whole) number of at least 1"):
+            reconstruct(counts(), acquisition(), model=mixing, **{name: value})
+
+    def test_descan(self, mixing):
+        data = counts((5, 7, 40, 36))
+        shifts = np.random.default_rng(1).integers(-6, 7, (5, 7, 2))
+        moved = np.empty_like(data)
+        for place in np.ndindex(5, 7):
+            moved[place] = np.roll(data[place], tuple(shifts[place]), (0, 1))
+        expected = reconstruct(data, acquisition(center=(20, 18)), model=mixing, device="cpu")
+        # the dark field wraps around where it was rolled: away from the grid's rim alone the data are the same
+        result = reconstruct(moved, acquisition(center=(20, 18), descan=shifts), model=mixing, device="cpu")
+        uncorrected = reconstruct(moved, acquisition(center=(20, 18)), model=mixing, device="cpu")
+        error = np.abs(result.object - expected.object).max()
+        assert error < 0.02
+        assert error < 0.1 * np.abs(uncorrected.object - expected.object).max()
+
+    def test_descan_of_another_scan(self, mixing):
+        with pytest.raises(ValueError, match=r"descan has the shape \(4, 7, 2\), expected \(5, 7, 2\)"):
+            reconstruct(counts(), acquisition(descan=np.zeros((4, 7, 2))), model=mixing)
+
+    def test_gain_background_and_bad_pixels(self, mixing):
+        data = counts()
+        bad = np.zeros((24, 20), bool)
+        bad[2, 3] = bad[20, 15] = True
+        background = np.random.default_rng(2).uniform(50, 90, (24, 20))
+        expected = reconstruct(
+            data, acquisition(center=(12, 10), bad_pixels=bad), model=mixing, device="cpu", oversample=1
+        )
+        seen = data * 12.5 + background
+        seen[:, :, bad] = 1e7
+        calibration = acquisition(center=(12, 10), gain=12.5, background=background, bad_pixels=bad)
+        result = reconstruct(seen, calibration, model=mixing, device="cpu", oversample=1)
+        np.testing.assert_allclose(result.object, expected.object, atol=1e-4)
+        assert result.provenance["acquisition"]["bad_pixels"]["value"] == 2
+
+    def test_rows_larger_than_memory_are_read_in_parts(self, mixing, monkeypatch):
+        data = counts()
+        expected = reconstruct(data, acquisition(center=(12, 10)), model=mixing, device="cpu")
+        monkeypatch.setattr("airpi_py4d.engine._LARGEST_BAND_BYTES", 3000)
+        monkeypatch.setattr("airpi_py4d.engine._BAND_BYTES", 1000)
+        result = reconstruct(data, acquisition(center=(12, 10)), model=mixing, device="cpu")
+        np.testing.assert_allclose(result.object, expected.object, atol=1e-6)
+
+
 class TestResult:
     @pytest.mark.parametrize("oversample", [1, 2, np.int64(3)])
     def test_shape(self, constant, oversample):
@@ -274,7 +348,7 @@ class TestResult:
         assert result.object.shape == (4 * oversample + 1, 6 * oversample + 1)
         assert result.object.dtype == np.complex64
         assert result.phase.dtype == result.confidence.dtype == np.float32
-        assert result.pixel_size == pytest.approx(0.2 / oversample)
+        assert result.pixel_size == pytest.approx((0.2 / oversample,) * 2)
 
     @pytest.mark.parametrize(
         ("steps", "expected"), [(0.5, 1), (1.0, 1), (1.01, 2), (2.0, 2), (2.5, 3)], ids=lambda value: f"{value}"
@@ -282,13 +356,20 @@ class TestResult:
     def test_default_oversample(self, constant, steps, expected):
         """The fewest that make the pixel no larger than the model's, 12 / (64 k0)."""
         result = reconstruct(counts(), acquisition(scan_step=steps * 12 / 64 / K0), model=constant)
-        assert result.provenance["oversample"] == expected
-        assert result.pixel_size <= 12 / 64 / K0 * 1.00001
+        assert result.provenance["oversample"] == [expected, expected]
+        assert max(result.pixel_size) <= 12 / 64 / K0 * 1.00001
 
     @pytest.mark.parametrize("oversample", [0, -1, 1.5, np.nan, "two", [2], np.inf])
     def test_oversample_is_a_positive_integer(self, constant, oversample):
         with pytest.raises(ValueError, match=r"oversample is .*, expected a whole number of at least 1"):
             reconstruct(counts(), acquisition(), model=constant, oversample=oversample)
+
+    def test_default_oversample_of_unequal_steps(self, constant):
+        steps = (0.9 * 12 / 64 / K0, 2.3 * 12 / 64 / K0)
+        result = reconstruct(counts(), acquisition(scan_step=steps), model=constant)
+        assert result.provenance["oversample"] == [1, 3]
+        assert result.pixel_size == pytest.approx((steps[0], steps[1] / 3))
+        assert result.object.shape == (5, 19)
 
     @pytest.mark.parametrize("center", [None, (12, 10)])
     def test_provenance(self, constant, center):
@@ -298,22 +379,25 @@ class TestResult:
         assert provenance["software"] == "airpi_py4d"
         assert provenance["version"] == version("airpi_py4d")
         assert "10.1093/micmic/ozac002" in provenance["method"]
-        assert provenance["model"] == {"name": "sum", "version": "1", "sha256": constant.sha256}
+        assert provenance["model"] == {"name": "sum", "version": "1", "sha256": constant.sha256, "domain": {}}
+        assert provenance["data_checks"] == []
         assert provenance["provider"] == "CPUExecutionProvider"
         assert (provenance["scan_shape"], provenance["detector_shape"]) == ([5, 7], [24, 20])
-        assert provenance["oversample"] >= 1
-        assert provenance["pixel_size"] == 0.2 / provenance["oversample"]
+        assert min(provenance["oversample"]) >= 1
+        assert provenance["pixel_size"] == [0.2 / count for count in provenance["oversample"]]
         assert provenance["outside_training_domain"] == []
-        assert provenance["electrons_per_pattern"] == pytest.approx(counts().sum((2, 3)).mean(), rel=1e-3)
+        assert provenance["electrons_per_pattern"] == pytest.approx(np.median(counts().sum((2, 3))), rel=2e-3)
         assert provenance["positions_per_second"] == pytest.approx(35 / provenance["seconds"])
         parameters = provenance["acquisition"]
         assert set(parameters) == {
             *("energy", "semiangle", "scan_step", "k_pixel", "center", "rotation", "transpose"),
-            *("defocus", "spherical_aberration"),
+            *("defocus", "spherical_aberration", "ellipse", "gain"),
         }
         assert all(set(entry) == {"value", "unit", "source"} for entry in parameters.values())
         assert parameters["scan_step"]["source"] == "metadata"
-        assert parameters["center"]["source"] == ("argument" if center else "measured from the mean pattern")
+        assert parameters["center"]["source"] == (
+            "argument" if center else "measured from the bright-field disk's edge"
+        )
         assert parameters["center"]["value"] == pytest.approx([12, 10], abs=0.1)
 
     def test_summary(self, constant):
@@ -323,7 +407,7 @@ class TestResult:
             "energy: 3e+05 eV (argument)",
             "provider: CPUExecutionProvider",
             f"sum 1 (SHA-256 {constant.sha256[:12]})",
-            "measured from the mean pattern",
+            "measured from the bright-field disk's edge",
             f"{result.object.shape[0]} x {result.object.shape[1]} px",
         ):
             assert shown in summary
@@ -347,19 +431,22 @@ class TestDomain:
     @pytest.mark.parametrize(
         ("name", "options", "scale", "message"),
         [
-            ("energy", {}, 1, r"energy is 3e\+05, outside of 6e\+04 to 2e\+05"),
-            ("semiangle", {}, 1, "semiangle is 20, outside of 25 to 33"),
-            ("relative_scan_step", {}, 1, "relative_scan_step is 0.2032, outside of 0.3 to 0.8"),
-            ("defocus_phase", {"defocus": -40}, 1, "defocus_phase is 2.5.*, outside of -2 to 2"),
-            ("electrons_per_pattern", {}, 0, "electrons_per_pattern is 0.0001, outside of 2 to 1e"),
-            ("electrons_per_pattern", {}, 1e5, r"electrons_per_pattern is .*e\+08, outside of 2 to 1e"),
+            ("energy", {}, 1, r"energy is 3e\+05 eV, outside of 6e\+04 to 2e\+05 eV"),
+            ("semiangle", {}, 1, "semiangle is 20 mrad, outside of 25 to 33 mrad"),
+            ("relative_scan_step", {}, 1, "scan_step is 0.2 A, 0.2032 lambda / alpha, outside of 0.3 to 0.8"),
+            (
+                "defocus_phase",
+                {"defocus": -40},
+                1,
+                "defocus is -40 A, at the aperture's edge 2.55.* rad, outside of -2 to 2 rad",
+            ),
+            ("electrons_per_pattern", {}, 6e-4, r"The electrons per pattern are 1\.\d+, outside of 2 to 1e"),
+            ("electrons_per_pattern", {}, 2e4, r"The electrons per pattern are 4.*e\+07, outside of 2 to 1e"),
         ],
     )
     def test_warning(self, tmp_path, name, options, scale, message):
         model = write_sum(tmp_path / "sum.onnx", domain={name: self.DOMAIN[name]})
         data = counts().astype(np.float32) * scale
-        if scale == 0:
-            data[..., 12, 10] = 1e-4
         with pytest.warns(UserWarning, match=f"^{message}.*model sum was trained on") as caught:
             result = reconstruct(data, acquisition(center=(12, 10), **options), model=model, device="cpu")
         assert [str(each.message) for each in caught] == result.provenance["outside_training_domain"]
@@ -369,7 +456,22 @@ class TestDomain:
         calibration = acquisition(argument_names={"semiangle": "semiangle_cutoff"})
         with pytest.warns(UserWarning, match="outside of") as caught:
             reconstruct(counts(), calibration, model=model, device="cpu")
-        assert [str(each.message).split()[0] for each in caught] == ["energy", "semiangle_cutoff", "relative_scan_step"]
+        assert [str(each.message).split()[0] for each in caught] == ["energy", "semiangle_cutoff", "scan_step"]
+
+    @pytest.mark.parametrize(
+        ("options", "scale", "message"),
+        [({"scan_step": 2.0}, 1, "scan_step is 2 A"), ({}, 1e-5, "The electrons per pattern are 0.02")],
+    )
+    def test_far_outside_is_an_error_unless_told_otherwise(self, tmp_path, options, scale, message):
+        domain = {name: self.DOMAIN[name] for name in ("relative_scan_step", "electrons_per_pattern")}
+        model = write_sum(tmp_path / "sum.onnx", domain=domain)
+        data = counts().astype(np.float32) * scale
+        calibration = acquisition(center=(12, 10), **{"scan_step": 0.5, **options})
+        with pytest.raises(ValueError, match=f"^{message}.*far outside.*strict=False"):
+            reconstruct(data, calibration, model=model, device="cpu")
+        with pytest.warns(UserWarning, match=f"^{message}.*far outside"):
+            result = reconstruct(data, calibration, model=model, device="cpu", strict=False)
+        assert len(result.provenance["outside_training_domain"]) == 1
 
     def test_inside(self, tmp_path):
         model = write_sum(tmp_path / "sum.onnx", domain=self.DOMAIN)
@@ -399,15 +501,45 @@ class TestErrors:
 
     @pytest.mark.parametrize("center", [None, (12, 10)])
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-    def test_not_finite(self, constant, monkeypatch, value, center):
+    def test_not_finite(self, mixing, monkeypatch, value, center):
         monkeypatch.setattr(engine, "_BAND_BYTES", 2 * 7 * 24 * 20 * 4)
-        data = counts().astype(np.float32)
-        data[3, 2, 1, 1] = data[3, 5, 0, 0] = value
+        clean = counts((12, 7, 24, 20))
+        data = clean.astype(np.float32)
+        data[9, 2, 1, 1] = data[9, 5, 0, 0] = value
         before = data.copy()
-        message = r"NaN or infinity in 2 pattern\(s\) of scan rows .*the first at scan position \(3, 2\); replace"
-        with pytest.raises(ValueError, match=message):
-            reconstruct(data, acquisition(center=center), model=constant)
+        message = r"2 of 84 patterns are missing \(2 with NaN or infinity\), at scan positions \(9, 2\), \(9, 5\)"
+        with pytest.warns(UserWarning, match=message) as caught:
+            result = reconstruct(data, acquisition(center=center), model=mixing, device="cpu")
+        assert len(caught) == 1
+        assert np.isfinite(result.object).all()
+        assert result.provenance["data_checks"] == [str(caught[0].message)]
         np.testing.assert_array_equal(data, before)
+        # far from the holes nothing changes
+        expected = reconstruct(clean, acquisition(center=(12, 10)), model=mixing, device="cpu")
+        if center:
+            np.testing.assert_allclose(result.object[:12], expected.object[:12], atol=1e-6)
+            assert np.abs(result.object[18] - expected.object[18]).max() > 1e-3
+
+    def test_holes_have_no_confidence(self, mixing):
+        data = counts((13, 12, 24, 20))
+        data[4:11, 3:10] = 0
+        with pytest.warns(UserWarning, match=r"49 of 156 patterns are missing \(49 empty\)"):
+            result = reconstruct(data, acquisition(scan_step=0.4, center=(12, 10)), model=mixing, device="cpu")
+        down, right = result.provenance["oversample"]
+        confidence = result.confidence[::down, ::right]
+        assert confidence[7, 6] == 0
+        assert (confidence[:3] > 0.5).all()
+        assert (confidence[:, 0] > 0.5).all()
+
+    def test_file_that_ends_early(self, constant):
+        class Cut:
+            shape, dtype = (9, 7, 24, 20), np.dtype(np.uint8)
+
+            def __getitem__(self, rows):
+                return counts(self.shape)[:6][rows]
+
+        with pytest.raises(OSError, match="data ends before scan row 6 of 9"):
+            reconstruct(Cut(), acquisition(center=(12, 10)), model=constant)
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from airpi_py4d import Acquisition, optics, reconstruct
+from airpi_py4d import Acquisition, calibrate, optics, reconstruct
 from airpi_py4d import hyperspy as hyperspy_adapter
 from airpi_py4d import py4dstem as py4dstem_adapter
 from airpi_py4d.model import Model
@@ -46,14 +46,17 @@ def data():
 def case(request, model, data):
     """Case with what the engine makes of it."""
     settings = {"rotation": 0.0, "transpose": False, "center": None, **CASES[request.param]}
-    acquisition = Acquisition(
-        ENERGY,
-        SEMIANGLE,
-        STEP,
-        (K_PIXEL, K_PIXEL),
+    acquisition = calibrate(
+        data,
+        energy=ENERGY,
+        semiangle=SEMIANGLE,
+        scan_step=STEP,
+        k_pixel=K_PIXEL,
         center=settings["center"],
         rotation=settings["rotation"],
         transpose=settings["transpose"],
+        # the datacube's origin of every position
+        descan=None if settings["center"] is None else np.zeros((*SHAPE[:2], 2)),
     )
     expected = reconstruct(data, acquisition, model=model)
     assert expected.phase.shape == (9, 13)
@@ -77,7 +80,7 @@ def hs():
 def assert_equal(case, phase, pixel_size):
     np.testing.assert_allclose(phase, case.expected.phase, rtol=1e-5, atol=1e-6)
     assert phase.dtype == np.float32
-    assert pixel_size == pytest.approx(case.expected.pixel_size)
+    assert (pixel_size, pixel_size) == pytest.approx(case.expected.pixel_size)
 
 
 def datacube(py4DSTEM, case, data):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from airpi_py4d import engine, optics
+from airpi_py4d import Acquisition, engine, optics
 from airpi_py4d import hyperspy as adapter
 from airpi_py4d.result import Reconstruction
 
@@ -33,8 +33,18 @@ def pyxem_signals():
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What the engine was asked; its image has two pixels a scan step."""
+    """What calibration and engine were asked; the former measures nothing, the image has two pixels a scan step."""
     asked = SimpleNamespace()
+
+    def calibrate(data, **given):
+        asked.given = given
+        measured = {"semiangle": 20.0, "k_pixel": 0.05, "rotation": 0.0, "transpose": False}
+        missing = {name: value for name, value in measured.items() if given[name] is None}
+        sources = {**given["sources"], **dict.fromkeys(missing, "measured")}
+        values = {**given, **missing, "sources": sources}
+        if np.ndim(values["k_pixel"]) == 0:
+            values["k_pixel"] = (values["k_pixel"],) * 2
+        return Acquisition(**values)
 
     def reconstruct(data, acquisition, **options):
         asked.data, asked.acquisition, asked.options = data, acquisition, options
@@ -42,7 +52,7 @@ def asked(monkeypatch):
         phase = np.linspace(-1, 1, rows * columns).reshape(rows, columns)
         return Reconstruction(
             object=(0.75 * np.exp(1j * phase)).astype(np.complex64),
-            pixel_size=acquisition.scan_step / 2,
+            pixel_size=tuple(step / 2 for step in acquisition.scan_step),
             provenance={
                 "software": "airpi_py4d",
                 "acquisition": acquisition.describe(),
@@ -54,6 +64,7 @@ def asked(monkeypatch):
             },
         )
 
+    monkeypatch.setattr(adapter, "calibrate", calibrate)
     monkeypatch.setattr(engine, "reconstruct", reconstruct)
     return asked
 
@@ -131,43 +142,47 @@ class TestCalibration:
             rotation=-15,
             flip=True,
             defocus=50,
+            mask=np.eye(6, 8, dtype=bool),
+            gain=2.0,
+            background=0.1,
         )
         acquisition = asked.acquisition
         assert acquisition.energy == 80e3
-        assert (acquisition.semiangle, acquisition.scan_step, acquisition.k_pixel) == (21.4, 0.3, (0.04, 0.05))
+        assert (acquisition.semiangle, acquisition.scan_step, acquisition.k_pixel) == (21.4, (0.3, 0.3), (0.04, 0.05))
         assert (acquisition.center, acquisition.rotation, acquisition.transpose) == ((2.5, 3.25), -15, True)
         assert (acquisition.defocus, acquisition.spherical_aberration) == (50, 0)
         sources = {name: entry["source"] for name, entry in acquisition.describe().items()}
-        assert sources.pop("spherical_aberration") == "default"
+        assert np.array_equal(acquisition.bad_pixels, np.eye(6, 8, dtype=bool))
+        assert (acquisition.gain, acquisition.background) == (2, 0.1)
         assert set(sources.values()) == {"argument"}
 
     def test_signal(self, asked):
         calibrated_signal().airpi()
         acquisition = asked.acquisition
         assert (acquisition.energy, acquisition.semiangle) == (300e3, 20)
-        assert acquisition.scan_step == pytest.approx(0.2)
+        assert acquisition.scan_step == pytest.approx((0.2, 0.2))
         assert acquisition.k_pixel == pytest.approx((0.04, 0.05))
         assert acquisition.center == pytest.approx((2, 3))
         assert (acquisition.rotation, acquisition.transpose, acquisition.defocus) == (0, False, 0)
-        assert set(acquisition.sources) == set(acquisition.describe())
         assert acquisition.sources == {
             "energy": "metadata",
             "semiangle": "metadata",
             "scan_step": "axes",
             "k_pixel": "axes",
             "center": "axes",
-            "rotation": "default",
-            "transpose": "default",
-            "defocus": "default",
-            "spherical_aberration": "default",
+            "rotation": "measured",
+            "transpose": "measured",
         }
+        for name in ("rotation", "transpose", "bad_pixels", "background"):
+            assert asked.given[name] is None
 
     def test_arguments_come_first(self, asked):
         calibrated_signal().airpi(**{**GIVEN, "beam_energy": 200, "center": (1, 1)})
         assert asked.acquisition.energy == 200e3
         assert asked.acquisition.k_pixel == (0.05, 0.05)
         assert asked.acquisition.center == (1, 1)
-        assert asked.acquisition.sources["scan_step"] == asked.acquisition.sources["center"] == "argument"
+        described = asked.acquisition.describe()
+        assert described["scan_step"]["source"] == described["center"]["source"] == "argument"
 
     def test_pyxem(self, asked, pyxem_signals):
         s = pyxem_signals.ElectronDiffraction2D(make_data())
@@ -187,12 +202,20 @@ class TestCalibration:
         assert asked.acquisition.k_pixel == pytest.approx((expected, expected))
         assert asked.acquisition.center == (2, 2)
 
-    def test_mixed_units_and_one_percent(self, asked):
+    def test_mixed_units(self, asked):
         s = calibrated_signal()
         x, _ = s.axes_manager.navigation_axes
         x.units, x.scale = "Å", 0.2008
         s.airpi()
-        assert asked.acquisition.scan_step == pytest.approx(0.2004)
+        assert asked.acquisition.scan_step == pytest.approx((0.2, 0.2008))
+
+    @pytest.mark.parametrize("given", [{}, {"scan_step": (0.2, 0.3)}])
+    def test_anisotropic_scan(self, asked, given):
+        s = calibrated_signal()
+        s.axes_manager.navigation_axes[0].scale = 0.03
+        x, y = s.airpi(**given).axes_manager.signal_axes
+        assert asked.acquisition.scan_step == pytest.approx((0.2, 0.3))
+        assert (y.scale, x.scale) == pytest.approx((0.1, 0.15))
 
     @pytest.mark.parametrize(
         ("units", "offsets"),
@@ -205,13 +228,12 @@ class TestCalibration:
             ("V", (-0.8, -1.5)),
         ],
     )
-    def test_center_left_to_engine(self, asked, units, offsets):
+    def test_center_is_measured(self, asked, units, offsets):
         s = calibrated_signal()
         for axis, offset in zip(s.axes_manager.signal_axes[::-1], offsets, strict=True):
             axis.units, axis.offset = units, offset
         s.airpi(k_step=0.05)
-        assert asked.acquisition.center is None
-        assert asked.acquisition.sources["center"] == "measured"
+        assert asked.given["center"] is None
 
     def test_cropped_detector(self, asked):
         calibrated_signal().isig[2:, 1:].airpi()
@@ -223,8 +245,13 @@ class TestCalibration:
             "model": "mine.onnx",
             "device": "cuda:1",
             "oversample": 3,
+            "sum_neighbours": 1,
+            "stride": 1,
+            "strict": True,
             "show_progress": False,
         }
+        plain_signal().airpi(**GIVEN, sum_neighbours=3, stride=2, strict=False)
+        assert [asked.options[name] for name in ("sum_neighbours", "stride", "strict")] == [3, 2, False]
 
     @pytest.mark.parametrize("preference", [True, False])
     def test_show_progressbar_from_preferences(self, asked, monkeypatch, preference):
@@ -236,38 +263,31 @@ class TestCalibration:
 
 
 class TestErrors:
-    @pytest.mark.parametrize("missing", ["beam_energy", "convergence_angle"])
-    def test_no_metadata(self, asked, missing):
-        given = {name: value for name, value in GIVEN.items() if name != missing}
-        path = f"Acquisition_instrument.TEM.{missing}"
+    def test_no_metadata(self, asked):
+        given = {name: value for name, value in GIVEN.items() if name != "beam_energy"}
+        path = "Acquisition_instrument.TEM.beam_energy"
         with pytest.raises(
-            ValueError, match=f"{missing} is unknown, the signal has no metadata.{path}. Give {missing} "
+            ValueError, match=f"beam_energy is unknown, the signal has no metadata.{path}. Give beam_energy "
         ):
             plain_signal().airpi(**given)
         s = plain_signal()
-        s.metadata.set_item(path, GIVEN[missing])  # what the message says
+        s.metadata.set_item(path, 300)  # what the message says
         s.airpi(**given)
 
     @pytest.mark.parametrize("units", ["", "px", "pixels", "<undefined>"])
-    @pytest.mark.parametrize(
-        ("missing", "kind", "axis", "unit"),
-        [("scan_step", "navigation", "y", "A"), ("k_step", "signal", "ky", "1/A")],
-    )
-    def test_uncalibrated(self, asked, units, missing, kind, axis, unit):
+    def test_uncalibrated(self, asked, units):
         s = calibrated_signal()
-        axes = getattr(s.axes_manager, f"{kind}_axes")
-        for each in axes:
-            each.scale, each.units = 1, units
-        with pytest.raises(ValueError, match=f"{missing} is unknown, {kind} axis {axis} ") as error:
+        for axis in s.axes_manager.navigation_axes:
+            axis.scale, axis.units = 1, units
+        with pytest.raises(ValueError, match="scan_step is unknown, navigation axis y ") as error:
             s.airpi()
-        assert f"has scale 1 and units {axes[0].units!r}, which is uncalibrated" in str(error.value)
-        assert f"Give {missing} [{unit}] or set scale and units of s.axes_manager.{kind}_axes." in str(error.value)
+        assert f"has scale 1 and units {axis.units!r}, which is uncalibrated" in str(error.value)
+        assert "Give scan_step [A] or set scale and units of s.axes_manager.navigation_axes." in str(error.value)
         assert not hasattr(asked, "data")
 
-    @pytest.mark.parametrize("missing", ["scan_step", "k_step"])
-    def test_undefined_units(self, asked, missing):
-        given = {name: value for name, value in GIVEN.items() if name != missing}
-        message = rf"{missing} is unknown, .* axis Unnamed .* has scale 1 and units <undefined>, which is uncalibrated"
+    def test_undefined_units(self, asked):
+        given = {name: value for name, value in GIVEN.items() if name != "scan_step"}
+        message = r"scan_step is unknown, .* axis Unnamed .* has scale 1 and units <undefined>, which is uncalibrated"
         with pytest.raises(ValueError, match=message):
             plain_signal().airpi(**given)
 
@@ -319,15 +339,6 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             plain_signal().airpi(**{**GIVEN, name: value})
 
-    def test_anisotropic_scan(self, asked):
-        s = calibrated_signal()
-        s.axes_manager.navigation_axes[0].scale = 0.03
-        with pytest.raises(
-            ValueError, match=r"scan_step is 0.2 A along y axis and 0.3 A along x axis.* or give scan_step"
-        ):
-            s.airpi()
-        s.airpi(scan_step=0.2)
-
     @pytest.mark.parametrize("index", range(4))
     @pytest.mark.parametrize("scale", [-0.02, 0.0])
     def test_not_ascending(self, asked, index, scale):
@@ -354,6 +365,57 @@ class TestErrors:
     def test_line_of_a_scan(self, asked):
         with pytest.raises(ValueError, match="two navigation and two signal axes"):
             plain_signal().inav[0].airpi(**GIVEN)
+
+
+class TestMeasured:
+    """With the real calibration: 20 mrad on a k-pixel of 0.25 and 0.2 1/A, disk at (7.5, 10.2)."""
+
+    @pytest.fixture
+    def signal(self, monkeypatch):
+        seen = SimpleNamespace()
+
+        def reconstruct(data, acquisition, **options):
+            seen.acquisition = acquisition
+            return Reconstruction(np.ones((3, 3), np.complex64), (0.1, 0.1), {})
+
+        monkeypatch.setattr(engine, "reconstruct", reconstruct)
+        k = np.hypot(*np.meshgrid(np.arange(16) - 7.5, 0.8 * (np.arange(22) - 10.2), indexing="ij"))
+        disk = np.clip(optics.aperture_radius(300e3, 20) / 0.25 + 0.5 - k, 0, 1)
+        s = hs.signals.Signal2D(np.random.default_rng(0).poisson(0.2 + 40 * disk, (6, 8, 16, 22)).astype(np.uint16))
+        s.seen = seen
+        return s
+
+    @pytest.mark.parametrize("lazy", [False, True])
+    def test_anisotropic_detector(self, signal, lazy):
+        s, seen = (signal.as_lazy() if lazy else signal), signal.seen
+        s.airpi(beam_energy=300, convergence_angle=20, scan_step=0.2, k_step=(0.25, 0.2), rotation=0, flip=False)
+        assert seen.acquisition.center == pytest.approx((7.5, 10.2), abs=0.1)
+        assert seen.acquisition.sources["center"].startswith("measured from")
+
+    def test_semiangle(self, signal):
+        for axis, scale in zip(signal.axes_manager.signal_axes, (2.0, 2.5), strict=True):
+            axis.scale, axis.units = scale, "1/nm"
+        signal.airpi(beam_energy=300, scan_step=0.2, rotation=0, flip=False)
+        assert signal.seen.acquisition.semiangle == pytest.approx(20, rel=0.02)
+        assert signal.seen.acquisition.sources["semiangle"].startswith("measured from")
+        assert signal.seen.acquisition.sources["k_pixel"] == "axes"
+
+    def test_contradiction(self, signal):
+        with pytest.warns(UserWarning, match=r"^convergence_angle 20 mrad and k_step 0.4 1/A make the radius"):
+            signal.airpi(
+                beam_energy=300, convergence_angle=20, scan_step=0.2, k_step=(0.4, 0.32), rotation=0, flip=False
+            )
+        assert signal.seen.acquisition.k_pixel == (0.4, 0.32)
+
+    def test_rotation_and_flip(self, signal):
+        with pytest.warns(UserWarning, match="^rotation and flip can't be measured and default to 0 and False"):
+            signal.airpi(beam_energy=300, convergence_angle=20, scan_step=0.2, k_step=(0.25, 0.2))
+
+    def test_neither_semiangle_nor_k_pixel(self, signal):
+        with pytest.raises(
+            ValueError, match=r"^convergence_angle and k_step are both unknown\. Give convergence_angle"
+        ):
+            signal.airpi(beam_energy=300, scan_step=0.2)
 
 
 class TestData:

@@ -12,12 +12,22 @@ import py4DSTEM
 import pytest
 from emdfile import Array, PointListArray
 
-from airpi_py4d import Reconstruction, engine, optics
+from airpi_py4d import Acquisition, Reconstruction, engine, optics
 from airpi_py4d import py4dstem as adapter
+from airpi_py4d.patterns import detector_to_scan
 
 ENERGY = 300e3
 WAVELENGTH = optics.wavelength(ENERGY)
-GIVEN = {"semiangle_cutoff": 20.0, "force_scan_sampling": 0.2, "force_reciprocal_sampling": 0.25, "verbose": False}
+GIVEN = {
+    "semiangle_cutoff": 20.0,
+    "force_scan_sampling": 0.2,
+    "force_reciprocal_sampling": 0.25,
+    "force_com_rotation": 0.0,
+    "force_com_transpose": False,
+    "verbose": False,
+}
+UNMEASURED = {"energy": "argument", "gain": "default", "background": "default"}
+UNMEASURED |= {"defocus": "default", "spherical_aberration": "default"}
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +37,10 @@ def _attached():
 
 @pytest.fixture
 def data():
-    return np.random.default_rng(0).poisson(5.0, (5, 6, 16, 18)).astype(np.uint16)
+    """A bright-field disk of 20 mrad with a k-pixel of 0.25 1/A, at (7.5, 8.25)."""
+    k = np.hypot(*np.meshgrid(np.arange(16) - 7.5, np.arange(18) - 8.25, indexing="ij"))
+    disk = np.clip(optics.aperture_radius(ENERGY, 20.0) / 0.25 + 0.5 - k, 0, 1)
+    return np.random.default_rng(0).poisson(0.2 + 40 * disk, (5, 6, 16, 18)).astype(np.uint16)
 
 
 @pytest.fixture
@@ -44,7 +57,7 @@ def calibrated(datacube):
     calibration.set_Q_pixel_size(0.25)
     calibration.set_Q_pixel_units("A^-1")
     calibration.set_convergence_semiangle_mrad(20.0)
-    calibration.set_origin((np.full((5, 6), 7.5), np.full((5, 6), 8.25)))
+    calibration.set_origin((7.5 + 0.1 * (np.indices((5, 6))[0] - 2), np.full((5, 6), 8.25)))
     calibration.set_QR_rotflip_degrees((30.0, True))
     return datacube
 
@@ -62,13 +75,13 @@ def calls(monkeypatch):
             "acquisition": acquisition.describe(),
             "outside_training_domain": [],
             "scan_shape": [5, 6],
-            "oversample": 3,
+            "oversample": [3, 3],
             "model": {"name": "test", "version": "1", "sha256": "0" * 64},
             "provider": "CPUExecutionProvider",
             "positions_per_second": 10.5,
             "call": len(seen),
         }
-        return Reconstruction(np.complex64(0.5) * np.exp(1j * phase).astype(np.complex64), 0.1, provenance)
+        return Reconstruction(np.complex64(0.5) * np.exp(1j * phase).astype(np.complex64), (0.1, 0.2), provenance)
 
     monkeypatch.setattr(engine, "reconstruct", reconstruct)
     return seen
@@ -122,61 +135,122 @@ class TestCalibration:
         acquisition = resolved(
             datacube,
             calls,
-            semiangle_cutoff=21,
+            semiangle_cutoff=16.2,
             force_scan_sampling=0.3,
             force_reciprocal_sampling=0.2,
             force_com_rotation=-40,
             force_com_transpose=True,
             defocus=12,
+            mask=np.eye(16, 18, dtype=bool),
+            gain=2.0,
+            background=0.1,
         )
         assert acquisition.energy == ENERGY
-        assert acquisition.semiangle == 21
-        assert acquisition.scan_step == 0.3
+        assert acquisition.semiangle == 16.2
+        assert acquisition.scan_step == (0.3, 0.3)
         assert acquisition.k_pixel == (0.2, 0.2)
-        assert acquisition.center is None
+        assert np.array_equal(acquisition.bad_pixels, np.eye(16, 18, dtype=bool))
+        assert (acquisition.gain, acquisition.background) == (2, 0.1)
+        assert acquisition.center == pytest.approx((7.5, 8.25), abs=0.1)
         assert acquisition.rotation == -40
         assert acquisition.transpose is True
         assert acquisition.defocus == 12
-        assert acquisition.sources == {
-            "energy": "argument",
-            "semiangle": "argument",
-            "scan_step": "argument",
-            "k_pixel": "argument",
-            "center": "measured",
-            "rotation": "argument",
-            "transpose": "argument",
-            "defocus": "argument",
-            "spherical_aberration": "default",
-        }
+        sources = {name: entry["source"] for name, entry in acquisition.describe().items()}
+        assert sources.pop("center").startswith("measured from the bright-field disk")
+        assert sources.pop("ellipse") == sources.pop("spherical_aberration") == "default"
+        assert set(sources.values()) == {"argument"}
 
     def test_from_calibration_alone(self, calibrated, calls):
         acquisition = resolved(calibrated, calls)
         assert acquisition.semiangle == 20
-        assert acquisition.scan_step == 0.2
+        assert acquisition.scan_step == (0.2, 0.2)
         assert acquisition.k_pixel == (0.25, 0.25)
-        assert acquisition.center == (7.5, 8.25)
+        assert acquisition.center == pytest.approx((7.5, 8.25))
         assert acquisition.rotation == pytest.approx(30)
         assert acquisition.transpose is True
         assert acquisition.defocus == 0
+        assert acquisition.bad_pixels is None
+        assert acquisition.descan[:, 0, 0] == pytest.approx([-0.2, -0.1, 0, 0.1, 0.2])
+        assert acquisition.descan[..., 1] == pytest.approx(np.zeros((5, 6)))
         expected = dict.fromkeys(
-            ("semiangle", "scan_step", "k_pixel", "center", "rotation", "transpose"), "calibration"
+            ("semiangle", "scan_step", "k_pixel", "center", "descan", "rotation", "transpose"), "calibration"
         )
-        expected |= {"energy": "argument", "defocus": "default", "spherical_aberration": "default"}
+        expected |= {**UNMEASURED, "ellipse": "default", "bad_pixels": "measured from the mean pattern"}
         assert acquisition.sources == expected
-        assert set(expected) == set(acquisition.describe())
+
+    def test_measured(self, datacube, calls):
+        """Nothing but energy, semi-angle and step."""
+        with pytest.warns(UserWarning, match="^force_com_rotation and force_com_transpose can't be measured"):
+            acquisition = resolved(datacube, calls, semiangle_cutoff=20, force_scan_sampling=0.2)
+        assert acquisition.center == pytest.approx((7.5, 8.25), abs=0.1)
+        assert acquisition.k_pixel == pytest.approx((0.25, 0.25), rel=0.02)
+        assert acquisition.bad_pixels is None
+        assert acquisition.descan is None
+        assert (acquisition.rotation, acquisition.transpose) == (0, False)
+        for name in ("center", "k_pixel", "bad_pixels", "descan"):
+            assert acquisition.sources[name].startswith("measured from")
+        for name in ("rotation", "transpose"):
+            assert acquisition.sources[name].startswith("default, not measured: the centre of mass")
+        assert acquisition.sources["semiangle"] == acquisition.sources["scan_step"] == "argument"
+
+    def test_semiangle_is_measured(self, datacube, calls):
+        given = {name: value for name, value in GIVEN.items() if name != "semiangle_cutoff"}
+        datacube.airpi_reconstruct(ENERGY, **given)
+        assert calls[0].acquisition.semiangle == pytest.approx(20, rel=0.02)
+        assert calls[0].acquisition.sources["semiangle"].startswith("measured from")
+
+    def test_contradiction(self, datacube, calls):
+        with pytest.warns(UserWarning, match=r"^semiangle_cutoff 20 mrad and force_reciprocal_sampling 0.15 1/A make"):
+            datacube.airpi_reconstruct(ENERGY, **{**GIVEN, "force_reciprocal_sampling": 0.15})
+        assert calls[0].acquisition.k_pixel == (0.15, 0.15)
+
+    def test_one_origin(self, calibrated, calls):
+        """Of a calibration without origins of the positions, the rest is measured."""
+        calibrated.calibration.set_origin((7.4, 8.2))
+        acquisition = resolved(calibrated, calls)
+        assert acquisition.center == (7.4, 8.2)
+        assert acquisition.descan is None
+        assert acquisition.sources["descan"].startswith("measured")
+
+    @pytest.mark.parametrize("theta", [0.0, 0.4, 2.0])
+    def test_ellipse_is_that_of_py4dstem(self, calibrated, calls, theta):
+        """Detector vectors become what py4DSTEM makes of Bragg vectors."""
+        calibrated.calibration.set_ellipse((1.06, 0.98, theta))
+        acquisition = resolved(calibrated, calls)
+        assert acquisition.sources["ellipse"] == "calibration"
+        bragg = py4DSTEM.BraggVectors((5, 6), (16, 18), calibration=calibrated.calibration)
+        vectors = np.array([[1.0, 0.25], [-2.0, 3.0]])
+        peaks = PointListArray([("qx", float), ("qy", float), ("intensity", float)], (5, 6))
+        peaks[2, 3].add(np.array([(row, column, 1.0) for row, column in vectors], dtype=peaks.dtype))
+        bragg.set_raw_vectors(peaks)
+        expected = bragg.get_vectors(2, 3, center=False, ellipse=True, pixel=True, rotate=True)
+        found = detector_to_scan(acquisition) @ vectors.T
+        assert found == pytest.approx(np.array([expected.qx, expected.qy]))
+
+    def test_ellipse_makes_circles(self, calibrated, calls):
+        """py4DSTEM's ellipse, by its own formula for elliptical coordinates, becomes a circle."""
+        a, b, theta = 1.06, 0.98, 0.4
+        calibrated.calibration.set_ellipse((a, b, theta))
+        phi = np.linspace(0, 2 * np.pi, 9)
+        ellipse = [
+            a * np.cos(phi) * np.cos(theta) + b * np.sin(phi) * np.sin(theta),
+            a * np.cos(phi) * np.sin(theta) - b * np.sin(phi) * np.cos(theta),
+        ]
+        radius = np.hypot(*(detector_to_scan(resolved(calibrated, calls)) @ ellipse))
+        assert radius == pytest.approx(np.full(9, b * 0.25))
 
     def test_arguments_win(self, calibrated, calls):
         acquisition = resolved(
             calibrated,
             calls,
-            semiangle_cutoff=21,
+            semiangle_cutoff=16.2,
             force_scan_sampling=0.3,
             force_angular_sampling=4,
             force_com_rotation=0,
             force_com_transpose=False,
         )
-        assert acquisition.semiangle == 21
-        assert acquisition.scan_step == 0.3
+        assert acquisition.semiangle == 16.2
+        assert acquisition.scan_step == (0.3, 0.3)
         assert acquisition.k_pixel[0] == pytest.approx(4e-3 / WAVELENGTH)
         assert acquisition.rotation == 0
         assert acquisition.transpose is False
@@ -192,7 +266,7 @@ class TestCalibration:
     def test_real_space_units(self, calibrated, calls, size, units, expected):
         calibrated.calibration.set_R_pixel_size(size)
         calibrated.calibration.set_R_pixel_units(units)
-        assert resolved(calibrated, calls).scan_step == pytest.approx(expected)
+        assert resolved(calibrated, calls).scan_step == pytest.approx((expected, expected))
 
     @pytest.mark.parametrize(
         ("size", "units", "expected"),
@@ -210,14 +284,14 @@ class TestCalibration:
 
     def test_size_of_one_is_fine_with_a_unit(self, calibrated, calls):
         calibrated.calibration.set_R_pixel_size(1)
-        assert resolved(calibrated, calls).scan_step == 1
+        assert resolved(calibrated, calls).scan_step == (1, 1)
 
     def test_semiangle_from_probe_radius(self, calibrated, calls):
         calibrated.calibration.set_convergence_semiangle_mrad(None)
-        calibrated.calibration.set_probe_semiangle(4.5)
+        calibrated.calibration.set_probe_semiangle(4.1)
         acquisition = resolved(calibrated, calls)
-        assert acquisition.semiangle == pytest.approx(4.5 * 0.25 * WAVELENGTH * 1e3)
-        assert acquisition.aperture_radius == pytest.approx(4.5 * 0.25)
+        assert acquisition.semiangle == pytest.approx(4.1 * 0.25 * WAVELENGTH * 1e3)
+        assert acquisition.aperture_radius == pytest.approx(4.1 * 0.25)
         assert acquisition.sources["semiangle"] == "calibration"
 
     def test_semiangle_in_mrad_goes_before_probe_radius(self, calibrated, calls):
@@ -231,19 +305,26 @@ class TestCalibration:
     @pytest.mark.parametrize(
         ("set_calibration", "rotation", "transpose"),
         [
-            (lambda c: None, (0, "default, not measured"), (False, "default, not measured")),
+            (lambda c: None, (0, "measured"), (False, "measured")),
             (lambda c: c.set_QR_rotation(np.pi / 6), (30, "calibration"), (False, "calibration")),
             (lambda c: c.set_QR_rotation_degrees(-30), (-30, "calibration"), (False, "calibration")),
             (lambda c: c.set_QR_rotflip((np.pi / 6, True)), (30, "calibration"), (True, "calibration")),
-            (lambda c: c.set_QR_flip(True), (0, "default, not measured"), (True, "calibration")),
+            (lambda c: c.set_QR_flip(True), (0, "measured"), (True, "calibration")),
         ],
     )
-    def test_rotation_and_transpose(self, datacube, calls, set_calibration, rotation, transpose):
+    def test_rotation_and_transpose(self, datacube, calls, monkeypatch, set_calibration, rotation, transpose):
+        asked = {}
+
+        def calibrate(data, **given):
+            asked.update(given)
+            return Acquisition(given["energy"], 20.0, 0.2, (0.25, 0.25))
+
+        monkeypatch.setattr(adapter, "calibrate", calibrate)
         set_calibration(datacube.calibration)
-        datacube.airpi_reconstruct(ENERGY, **GIVEN)
-        acquisition = calls[-1].acquisition
-        assert (acquisition.rotation, acquisition.sources["rotation"]) == (pytest.approx(rotation[0]), rotation[1])
-        assert (acquisition.transpose, acquisition.sources["transpose"]) == transpose
+        datacube.airpi_reconstruct(ENERGY, 20.0, force_scan_sampling=0.2, verbose=False)
+        for name, (value, source) in {"rotation": rotation, "transpose": transpose}.items():
+            assert asked[name] == (None if source == "measured" else pytest.approx(value))
+            assert asked["sources"].get(name, "measured") == source
 
     @pytest.mark.parametrize("transpose", [False, True])
     def test_rotation_is_that_of_py4dstem(self, calibrated, calls, transpose):
@@ -287,11 +368,12 @@ class TestErrors:
         assert "Give force_scan_sampling [A], or call datacube.calibration.set_R_pixel_size" in str(e.value)
         assert not calls
 
-    def test_k_pixel_unknown(self, datacube, calls):
-        with pytest.raises(ValueError, match=r"^force_reciprocal_sampling is unknown.* Q_pixel_size 1 .*'pixels'") as e:
-            datacube.airpi_reconstruct(ENERGY, 20.0, force_scan_sampling=0.2)
-        assert "force_reciprocal_sampling [1/A] or force_angular_sampling [mrad], or call" in str(e.value)
-        assert "set_Q_pixel_size(...) and set_Q_pixel_units('A^-1')." in str(e.value)
+    def test_k_pixel_and_semiangle_unknown(self, datacube, calls):
+        with pytest.raises(
+            ValueError,
+            match=r"^semiangle_cutoff and force_reciprocal_sampling are both unknown\. Give semiangle_cutoff",
+        ):
+            datacube.airpi_reconstruct(ENERGY, force_scan_sampling=0.2)
         assert not calls
 
     def test_size_without_unit(self, datacube, calls):
@@ -311,13 +393,6 @@ class TestErrors:
         calibrated.calibration[f"{space}_pixel_units"] = units
         with pytest.raises(ValueError, match=message):
             calibrated.airpi_reconstruct(ENERGY)
-        assert not calls
-
-    def test_semiangle_unknown(self, datacube, calls):
-        with pytest.raises(
-            ValueError, match=r"^semiangle_cutoff is unknown.*Give semiangle_cutoff \[mrad\] or call datacube\.calib"
-        ):
-            datacube.airpi_reconstruct(ENERGY, force_scan_sampling=0.2, force_reciprocal_sampling=0.25)
         assert not calls
 
     def test_angular_and_reciprocal_sampling(self, datacube, calls):
@@ -394,10 +469,20 @@ class TestErrors:
 class TestEngineCall:
     def test_options(self, calibrated, calls):
         calibrated.airpi_reconstruct(ENERGY, model="m.onnx", device="cpu", oversample=2, verbose=False)
-        assert calls[0].options == {"model": "m.onnx", "device": "cpu", "oversample": 2, "show_progress": False}
+        assert calls[0].options == {
+            "model": "m.onnx",
+            "device": "cpu",
+            "oversample": 2,
+            "sum_neighbours": 1,
+            "stride": 1,
+            "strict": True,
+            "show_progress": False,
+        }
+        calibrated.airpi_reconstruct(ENERGY, sum_neighbours=3, stride=2, strict=False, verbose=False)
+        assert [calls[1].options[name] for name in ("sum_neighbours", "stride", "strict")] == [3, 2, False]
 
     @pytest.mark.parametrize("kind", ["ndarray", "memmap", "h5py"])
-    def test_data_pass_through_unread(self, data, calls, tmp_path, kind):
+    def test_data_pass_through(self, data, calls, tmp_path, kind):
         with h5py.File(tmp_path / "data.h5", "w") as file:
             if kind == "h5py":
                 data = file.create_dataset("data", data=data)
@@ -425,7 +510,8 @@ class TestResult:
         assert phase.units == "radians"
         assert np.allclose(phase.data, np.linspace(-1, 1, 13 * 16).reshape(13, 16))
         assert [len(dim) for dim in phase.dims] == [13, 16]
-        assert np.allclose(phase.dims[1], 0.1 * np.arange(16))
+        assert np.allclose(phase.dims[0], 0.1 * np.arange(13))
+        assert np.allclose(phase.dims[1], 0.2 * np.arange(16))
         assert tuple(phase.dim_units) == ("A", "A")
         assert tuple(phase.dim_names) == ("Rx", "Ry")
 
@@ -440,7 +526,7 @@ class TestResult:
         phase = calibrated.airpi_reconstruct(ENERGY, verbose=False)
         made = phase.metadata["gen_params"]
         assert made["_calling_method"] == "airpi_reconstruct"
-        assert made["acquisition"]["scan_step"] == {"value": 0.2, "unit": "A", "source": "calibration"}
+        assert made["acquisition"]["scan_step"] == {"value": [0.2, 0.2], "unit": "A", "source": "calibration"}
         assert made["model"]["sha256"] == "0" * 64
 
     def test_attached_but_not_returned(self, calibrated, calls):
@@ -459,7 +545,7 @@ class TestResult:
         calibrated.airpi_reconstruct(ENERGY, verbose=verbose)
         assert calls[0].options["show_progress"] is verbose
         printed = capsys.readouterr().out
-        assert ("scan_step: 0.2 A (calibration)" in printed) is verbose
+        assert ("scan_step: 0.2, 0.2 A (calibration)" in printed) is verbose
         assert bool(printed) is verbose
 
 
@@ -491,7 +577,7 @@ class TestSaveAndRead:
     @pytest.mark.parametrize("pixels", [3, 7, 50])
     def test_dims_of_any_length(self, calibrated, calls, monkeypatch, tmp_path, pixels):
         """np.arange(0, 3 * 0.1, 0.1), emdfile's way, has 4 elements."""
-        result = Reconstruction(np.ones((3, pixels), np.complex64), 0.1, {})
+        result = Reconstruction(np.ones((3, pixels), np.complex64), (0.1, 0.1), {})
         monkeypatch.setattr(engine, "reconstruct", lambda *_, **__: result)
         calibrated.airpi_reconstruct(ENERGY, verbose=False)
         py4DSTEM.save(tmp_path / "scan.h5", calibrated, tree=True)
@@ -541,10 +627,13 @@ def test_with_real_engine(tmp_path):
         20,
         force_scan_sampling=0.2,
         force_angular_sampling=20 / 6,
+        force_com_rotation=0,
+        force_com_transpose=False,
         device="cpu",
         verbose=False,
     )
-    assert phase.shape == tuple(phase.metadata["gen_params"]["oversample"] * (n - 1) + 1 for n in (5, 6))
+    oversample = phase.metadata["gen_params"]["oversample"]
+    assert phase.shape == tuple(s * (n - 1) + 1 for s, n in zip(oversample, (5, 6), strict=True))
     assert abs(phase.data).max() < 0.1
     py4DSTEM.save(tmp_path / "scan.h5", datacube, tree=True)
     read = py4DSTEM.read(tmp_path / "scan.h5", datapath="datacube_root/datacube", tree=True).tree("airpi_phase")

@@ -10,8 +10,8 @@ from airpi_py4d.model import Model
 ROWS, COLUMNS = 4, 6
 
 
-def direct_probe(offsets, calibration):
-    """psi_in at offsets (n, n) by summing plane waves on a fine polar grid: no FFT, no Cartesian aperture."""
+def direct_probe(rows, columns, calibration):
+    """psi_in at offsets (n,) and (m,) by summing plane waves on a fine polar grid: no FFT, no Cartesian aperture."""
     k0 = calibration.aperture_radius
     radius = (np.arange(200) + 0.5) / 200 * k0
     angle = np.arange(180) / 180 * 2 * np.pi
@@ -20,8 +20,8 @@ def direct_probe(offsets, calibration):
     chi = np.pi * lam * k**2 * (0.5 * calibration.spherical_aberration * lam**2 * k**2 - calibration.defocus)
     waves = k * np.exp(-1j * chi)
     row, column = (
-        np.exp(2j * np.pi * offsets[:, None, None] * (k * np.cos(theta))),
-        np.exp(2j * np.pi * offsets[:, None, None] * (k * np.sin(theta))),
+        np.exp(2j * np.pi * rows[:, None, None] * (k * np.cos(theta))),
+        np.exp(2j * np.pi * columns[:, None, None] * (k * np.sin(theta))),
     )
     return np.einsum("rkt,ckt,kt->rc", row, column, waves, optimize=True)
 
@@ -29,11 +29,11 @@ def direct_probe(offsets, calibration):
 def direct_object(patches, calibration, oversample):
     """Eq. 6 to 8, one output pixel and one position at a time."""
     patch_pixel = 12 / calibration.aperture_radius / 64
-    pixel = calibration.scan_step / oversample
+    pixels = [step / oversample for step in calibration.scan_step]
     rows, columns = (ROWS - 1) * oversample + 1, (COLUMNS - 1) * oversample + 1
-    reach = int(np.ceil(6 * patch_pixel / pixel))
-    offsets = np.arange(-reach, reach + 1) * pixel
-    intensity = np.abs(direct_probe(offsets, calibration)) ** 2
+    reach = int(np.ceil(6 * patch_pixel / min(pixels)))
+    offsets, column_offsets = (np.arange(-reach, reach + 1) * pixel for pixel in pixels)
+    intensity = np.abs(direct_probe(offsets, column_offsets, calibration)) ** 2
     weight = np.where(intensity > intensity.max() / 10, intensity, 0)
     weight /= weight.sum()
     total, norm = np.zeros((rows, columns), complex), np.zeros((rows, columns))
@@ -41,7 +41,7 @@ def direct_object(patches, calibration, oversample):
     for n in range(ROWS):
         for m in range(COLUMNS):
             for i, y in enumerate(offsets):
-                for j, x in enumerate(offsets):
+                for j, x in enumerate(column_offsets):
                     a, b = n * oversample + i - reach, m * oversample + j - reach
                     if weight[i, j] == 0 or not (0 <= a < rows and 0 <= b < columns):
                         continue
@@ -54,7 +54,12 @@ def direct_object(patches, calibration, oversample):
 
 @pytest.mark.parametrize(
     ("energy", "semiangle", "defocus", "aberration", "step", "oversample"),
-    [(300e3, 20.0, 0.0, 0.0, 0.2, 2), (80e3, 25.0, 30.0, 1e4, 0.3, 1), (200e3, 25.0, -20.0, 0.0, 0.45, 3)],
+    [
+        (300e3, 20.0, 0.0, 0.0, 0.2, 2),
+        (80e3, 25.0, 30.0, 1e4, 0.3, 1),
+        (200e3, 25.0, -20.0, 0.0, 0.45, 3),
+        (300e3, 20.0, 0.0, 0.0, (0.2, 0.33), 2),
+    ],
 )
 def test_engine_stitches_as_the_equations_say(tmp_path, energy, semiangle, defocus, aberration, step, oversample):
     rng = np.random.default_rng(3)
@@ -75,7 +80,7 @@ def test_engine_stitches_as_the_equations_say(tmp_path, energy, semiangle, defoc
         numbered_patterns(ROWS, COLUMNS), calibration, model=model, device="cpu", oversample=oversample
     )
     expected = direct_object(patches.astype(complex), calibration, oversample)
-    assert result.pixel_size == pytest.approx(step / oversample)
+    assert result.pixel_size == pytest.approx(tuple(np.broadcast_to(step, 2) / oversample))
     np.testing.assert_allclose(result.object, expected, atol=0.01)
     np.testing.assert_allclose(result.confidence, np.abs(expected), atol=0.01)
 

@@ -212,13 +212,13 @@ def test_stitched_loss_is_the_error_of_the_mean():
     patch = true + np.array([1.0, 0.0]) + bias + rng.normal(0, deviation, (2 * draws, 16, 16, 2))
     strength = np.sum(weight[..., None] * true**2)
     expected = np.sum(weight[..., None] * bias**2) + 2 * deviation**2 * inverse
-    found = float(losses.stitched_exit_wave_error(target, patch.astype(np.float32)))
-    assert found == pytest.approx(expected / (0.5 * strength + losses.STRENGTH_FLOOR), rel=0.02)
+    found = float(losses.StitchedExitWaveError(0.02)(target, patch.astype(np.float32)))
+    assert found == pytest.approx(expected / (0.5 * strength + 0.02), rel=0.02)
     # K = 1 is the mean squared error of the single predictions
     target[..., 3] = 1
     plain = np.mean(np.sum(weight[..., None] * (patch - [1, 0] - true) ** 2, axis=(1, 2, 3)))
-    found = float(losses.stitched_exit_wave_error(target, patch.astype(np.float32)))
-    assert found == pytest.approx(plain / (0.5 * strength + losses.STRENGTH_FLOOR), rel=1e-4)
+    found = float(losses.StitchedExitWaveError(0.02)(target, patch.astype(np.float32)))
+    assert found == pytest.approx(plain / (0.5 * strength + 0.02), rel=1e-4)
 
 
 def test_linear_phase_is_the_gradient_of_the_likelihood():
@@ -276,6 +276,7 @@ TINY = {
     "seed": 3,
     "label": "exit_wave_midplane",
     "stitched": True,
+    "strength_floor": 0.02,
     "batch_size": 4,
     "batches_per_epoch": 2,
     "epochs": 3,

@@ -171,7 +171,7 @@ class Batches(keras.utils.PyDataset):
 
     inputs: `patterns` (n, 3, 3, 64, 64) [electrons] and `geometry` (n, 3); target (n, 16, 16, 4): real and imaginary
     part of the object patch minus 1, the weight |psi_in|^2 of each pixel (sum 1), and 1 / K, as
-    `losses.stitched_exit_wave_error` wants them. The second half of a batch is the first with other counts.
+    `losses.StitchedExitWaveError` wants them. The second half of a batch is the first with other counts.
 
     Parameters
     ----------

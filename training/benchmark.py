@@ -1,17 +1,19 @@
 """xc with the ground truth for AIRPI, SSB, DPC and the oracle, on crystals that are not in the training set.
 
-    python -m training.benchmark FOLDER [--model FILE] [--positions 56]
+    python -m training.benchmark FOLDER [--model FILE] [--positions 56] [--validation]
 
 The scans are simulated once by abTEM (`training.reference`) and kept in FOLDER; the table is printed and written to
-FOLDER/benchmark.csv and FOLDER/benchmark.md. Every method gets the same counts, calibration and aberrations. Images are
-compared at the scan positions, without a margin of MARGIN positions. The oracle stitches the true exit waves, at the
-exit plane as published and referred to the mid-plane: the ceiling of a model with that label.
+FOLDER/benchmark.csv and FOLDER/benchmark.md. With --validation the specimens are others, to choose between models.
+Every method gets the same counts, calibration and aberrations. Images are compared at the scan positions, without a
+margin of MARGIN positions. The oracle stitches the true exit waves, at the exit plane as published and referred to the
+mid-plane: the ceiling of a model with that label.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from airpi_py4d.engine import reconstruct
 from airpi_py4d.model import Model
 from airpi_py4d.stitching import Stitcher
 from training.reference import BAND, ReferenceScan, cross_correlation, simulate_reference
-from training.specimens import BENCHMARK
+from training.specimens import BENCHMARK, VALIDATION
 
 DOSES = (np.inf, 1e5, 1e4, 1e3)  # [electrons / A^2]
 MARGIN = 5  # scan positions
@@ -35,7 +37,7 @@ MARGIN_LENGTH = 8.0  # [1 / k0] of specimen around the scan
 
 def reference_scan(name: str, positions: int, folder: Path) -> ReferenceScan:
     """The simulated scan of one specimen, from the folder if it is there."""
-    build, energy, semiangle, step = BENCHMARK[name]
+    build, energy, semiangle, step = (BENCHMARK | VALIDATION)[name]
     file = folder / f"{name.replace(' ', '_').replace('[', '').replace(']', '')}_{positions}.npy"
     if file.exists():
         return np.load(file, allow_pickle=True).item()
@@ -57,7 +59,7 @@ def reference_scan(name: str, positions: int, folder: Path) -> ReferenceScan:
 def oracle_phase(patches: NDArray[np.complex64], scan: ReferenceScan) -> NDArray:
     """Phase [rad] at the scan positions of true patches (rows, columns, 16, 16) through the engine's stitching."""
     pixel_size = 1 / (2 * BAND * scan.acquisition.aperture_radius)
-    stitcher = Stitcher((len(patches), patches.shape[1]), scan.acquisition, patches.shape[-1], pixel_size, oversample=1)
+    stitcher = Stitcher((len(patches), patches.shape[1]), scan.acquisition, patches.shape[-1], pixel_size, (1, 1))
     for row, of_row in enumerate(patches):
         stitcher.add_row(row, 0, of_row)
     return np.angle(stitcher.result())
@@ -71,10 +73,10 @@ def scores(image: NDArray, truth: NDArray) -> dict[str, float]:
     return {"xc": cross_correlation(image, truth), "slope": float(slope), "mean": float(image.mean())}
 
 
-def benchmark(folder: Path, model: Model, positions: int) -> list[dict]:
+def benchmark(names: Iterable[str], folder: Path, model: Model, positions: int) -> list[dict]:
     """Rows of the table: specimen, dose, method, xc, slope, mean, mean of the truth."""
     rows = []
-    for name in BENCHMARK:
+    for name in names:
         scan = reference_scan(name, positions, folder)
         inner = scan.phase[MARGIN:-MARGIN, MARGIN:-MARGIN]
         images = {
@@ -84,11 +86,11 @@ def benchmark(folder: Path, model: Model, positions: int) -> list[dict]:
         for dose in DOSES:
             counts = scan.counts(dose, SEED)
             result = reconstruct(counts, scan.acquisition, model=model)
-            oversample = result.provenance["oversample"]
-            images["AIRPI", dose] = result.phase[::oversample, ::oversample]
+            down, right = result.provenance["oversample"]
+            images["AIRPI", dose] = result.phase[::down, ::right]
             untold = replace(scan.acquisition, defocus=0.0, spherical_aberration=0.0)
             result = reconstruct(counts, untold, model=model)
-            images["AIRPI, aberrations not given", dose] = result.phase[::oversample, ::oversample]
+            images["AIRPI, aberrations not given", dose] = result.phase[::down, ::right]
             images["SSB", dose] = ssb_phase(counts, scan.acquisition)
             images["DPC", dose] = dpc_phase(counts, scan.acquisition)
         for (method, dose), image in images.items():
@@ -116,10 +118,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", help="ONNX file or name of a shipped model")
     parser.add_argument("--positions", type=int, default=56, help="scan positions along each axis")
+    parser.add_argument("--validation", action="store_true", help="the specimens to choose between models with")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     model = Model(arguments.model, "cpu")
-    rows = benchmark(arguments.folder, model, arguments.positions)
+    rows = benchmark(VALIDATION if arguments.validation else BENCHMARK, arguments.folder, model, arguments.positions)
     with open(arguments.folder / "benchmark.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

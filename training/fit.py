@@ -22,7 +22,7 @@ from tqdm import tqdm
 from training.batches import Batches
 from training.config import read_config
 from training.dataset import load_shards
-from training.losses import exit_wave_error, phase_scores, stitched_exit_wave_error
+from training.losses import StitchedExitWaveError, exit_wave_error, phase_scores
 from training.networks import NETWORKS
 
 VALIDATION_DRAWS = 4
@@ -74,7 +74,7 @@ def fit(config: dict, data: Path, run: Path) -> None:
     training, validation = load_shards(data, numbers[held_out:]), load_shards(data, numbers[:held_out])
     checkpoint, history = run / "checkpoint.keras", run / "history.csv"
     if checkpoint.exists():
-        model = keras.saving.load_model(checkpoint, {"stitched_exit_wave_error": stitched_exit_wave_error})
+        model = keras.saving.load_model(checkpoint)
     else:
         if "initial_model" in config:
             model = keras.saving.load_model(config["initial_model"], compile=False)
@@ -82,7 +82,7 @@ def fit(config: dict, data: Path, run: Path) -> None:
             network = dict(config["network"])
             model = NETWORKS[network.pop("kind")](**network)
         optimizer = keras.optimizers.AdamW(weight_decay=config["weight_decay"], global_clipnorm=1.0)
-        model.compile(optimizer, stitched_exit_wave_error)
+        model.compile(optimizer, StitchedExitWaveError(config["strength_floor"]))
     first = int(model.optimizer.iterations) // config["batches_per_epoch"]
     print(f"{len(numbers)} shards, {model.count_params()} parameters, from epoch {first}", flush=True)
     for epoch in tqdm(range(first, config["epochs"]), initial=first, total=config["epochs"], unit="epoch"):

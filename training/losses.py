@@ -9,9 +9,6 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-#: Strength below which all specimens weigh the same in `stitched_exit_wave_error`.
-STRENGTH_FLOOR = 0.02
-
 
 def exit_wave_error(target: Any, patch: Any) -> tuple[Any, Any]:
     r"""Squared L2 error of the exit wave, and its value for an empty specimen.
@@ -39,7 +36,7 @@ def exit_wave_error(target: Any, patch: Any) -> tuple[Any, Any]:
 
 
 @keras.saving.register_keras_serializable("airpi")
-def stitched_exit_wave_error(target: Any, patch: Any) -> Any:
+class StitchedExitWaveError(keras.losses.Loss):
     r"""Exit wave error of the mean of K predictions from independent counts, relative to the specimen's strength.
 
     An image is the mean of overlapping patches, so what counts is the error of the mean: for predictions a and b from
@@ -50,24 +47,34 @@ def stitched_exit_wave_error(target: Any, patch: Any) -> Any:
 
     K = 1 is the plain squared error, whose best answer to few electrons is an object of almost no phase. Patches share
     electrons with their neighbours: `overlapping_kernels` says what K a scan step gives. Summed over the window with
-    the weight |psi_in|^2 and divided by half the empty specimen's error plus 0.02: weak specimens count as much as
-    strong ones.
+    the weight |psi_in|^2 and divided by half the empty specimen's error plus a floor: specimens stronger than the floor
+    count alike.
+
+    In: target (2 n, 16, 16, 4), real and imaginary part of o - 1, the weight, sum 1, and 1 / K, the second n being the
+    first n again; prediction (2 n, 16, 16, 2), a, then b.
 
     Parameters
     ----------
-    target : tensor, shape (2 n, 16, 16, 4)
-        Real and imaginary part of o - 1, the weight, sum 1, and 1 / K; the second n are the first n again.
-    patch : tensor, shape (2 n, 16, 16, 2)
-        a, then b.
+    strength_floor : float
+        Empty specimen's error up to which specimens count less the weaker they are.
     """
-    count = ops.shape(target)[0] // 2
-    target = target[:count]
-    weight = target[..., 2]
-    true = target[..., :2] + ops.convert_to_tensor([1.0, 0.0], dtype=patch.dtype)
-    a, b = patch[:count] - true, patch[count:] - true
-    squared = ops.sum(a * b + 0.5 * target[..., 3:] * (a - b) ** 2, axis=-1)
-    strength = ops.sum(weight * ops.sum(target[..., :2] ** 2, axis=-1), axis=(1, 2))
-    return ops.mean(ops.sum(weight * squared, axis=(1, 2)) / (0.5 * strength + STRENGTH_FLOOR))
+
+    def __init__(self, strength_floor: float, name: str = "stitched_exit_wave_error", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.strength_floor = strength_floor
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"strength_floor": self.strength_floor}
+
+    def call(self, target: Any, patch: Any) -> Any:
+        count = ops.shape(target)[0] // 2
+        target = target[:count]
+        weight = target[..., 2]
+        true = target[..., :2] + ops.convert_to_tensor([1.0, 0.0], dtype=patch.dtype)
+        a, b = patch[:count] - true, patch[count:] - true
+        squared = ops.sum(a * b + 0.5 * target[..., 3:] * (a - b) ** 2, axis=-1)
+        strength = ops.sum(weight * ops.sum(target[..., :2] ** 2, axis=-1), axis=(1, 2))
+        return ops.mean(ops.sum(weight * squared, axis=(1, 2)) / (0.5 * strength + self.strength_floor))
 
 
 def overlapping_kernels(relative_step: NDArray) -> NDArray[np.float64]:

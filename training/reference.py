@@ -6,6 +6,7 @@ truth, and the coherent exit waves give the oracle's patches.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import abtem
@@ -49,7 +50,7 @@ class ReferenceScan:
         """Poisson counts at `dose` [electrons / A^2]; infinite for the expected counts at 1e7 electrons a pattern."""
         if np.isinf(dose):
             return self.patterns * np.float32(1e7)
-        electrons = dose * self.acquisition.scan_step**2
+        electrons = dose * math.prod(self.acquisition.scan_step)
         return np.random.default_rng(seed).poisson(self.patterns * electrons).astype(np.uint16)
 
 
@@ -163,7 +164,7 @@ def simulate_reference(
     acquisition = Acquisition(
         energy=energy,
         semiangle=semiangle,
-        scan_step=scan_step,
+        scan_step=(scan_step, scan_step),
         k_pixel=(1 / side[0], 1 / side[1]),
         center=(len(k[0]) // 2, len(k[1]) // 2),
         defocus=defocus,

@@ -1,4 +1,7 @@
-"""Named specimens for tests and benchmarks: none of these compositions is ever trained on (RESERVED_COMPOSITIONS)."""
+"""Named specimens for tests, benchmarks and the choice of models.
+
+None of the compositions of BENCHMARK is ever trained on (`training.structures.RESERVED_COMPOSITIONS`).
+"""
 
 from __future__ import annotations
 
@@ -73,6 +76,22 @@ def _slab(cell: Atoms, axis: tuple[int, int, int], angle: float, thickness: floa
     return slab
 
 
+def twisted_boron_nitride(side: float) -> Atoms:
+    """Bilayer of hexagonal BN, twisted by 21 degrees."""
+    layer = Atoms(
+        "BN", scaled_positions=[(0, 0, 0.5), (1 / 3, 2 / 3, 0.5)], cell=[2.5, 2.5, 2.0, 90, 90, 120], pbc=True
+    )
+    return _bilayer(layer, (7.0, 28.0), side, 0.2, 3.33)
+
+
+def rutile(side: float) -> Atoms:
+    """TiO2 rutile [001], 9 A thick, rotated by 20 degrees."""
+    cell = crystal(
+        ("Ti", "O"), [(0, 0, 0), (0.3053, 0.3053, 0)], spacegroup=136, cellpar=[4.594, 4.594, 2.959, 90, 90, 90]
+    )
+    return _slab(cell, (0, 0, 1), 20.0, 8.9, side)
+
+
 #: Name: (atoms in a box of a given side [A], energy [eV], semi-angle [mrad], scan step [A])
 BENCHMARK: dict[str, tuple[Callable[[float], Atoms], float, float, float]] = {
     "MoS2 twisted bilayer": (twisted_mos2, 300e3, 20.0, 0.1),
@@ -80,4 +99,10 @@ BENCHMARK: dict[str, tuple[Callable[[float], Atoms], float, float, float]] = {
     "WS2 with vacancies": (ws2_with_vacancies, 60e3, 30.0, 0.3),
     "GaAs [110] 12 A": (gallium_arsenide, 200e3, 22.0, 0.25),
     "graphene twisted bilayer": (twisted_graphene, 200e3, 25.0, 0.2),
+}
+
+#: To choose between models with: like BENCHMARK, and never reported.
+VALIDATION: dict[str, tuple[Callable[[float], Atoms], float, float, float]] = {
+    "BN twisted bilayer": (twisted_boron_nitride, 80e3, 26.0, 0.25),
+    "TiO2 [001] 9 A": (rutile, 200e3, 21.0, 0.2),
 }

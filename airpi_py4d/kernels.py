@@ -1,0 +1,128 @@
+"""Rows of patterns to the model's 3x3 kernels: neighbours summed, edges replicated, missing patterns filled."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Patterns of one scan row, shape (columns, grid, grid) [electrons], and which of them were measured, (columns,).
+Row = tuple[NDArray[np.float32], NDArray[np.bool_]]
+
+_LARGEST_SPACING = 16
+
+
+def kernel_spacing(scan_step: tuple[float, float]) -> tuple[int, int]:
+    """Rows and columns from a position to its neighbours in a kernel: those that make it most nearly square.
+
+    Examples
+    --------
+    >>> kernel_spacing((0.2, 0.2)), kernel_spacing((0.1, 0.29)), kernel_spacing((0.3, 0.15))
+    ((1, 1), (3, 1), (1, 2))
+    """
+    row, column = scan_step
+    return (
+        min(max(1, round(column / row)), _LARGEST_SPACING),
+        min(max(1, round(row / column)), _LARGEST_SPACING),
+    )
+
+
+def summed_rows(rows: Iterable[Row], neighbours: int, stride: int) -> Iterator[Row]:
+    """Sums over `neighbours` x `neighbours` positions, one for every `stride` positions along rows and columns.
+
+    The data repetition of Friedrich et al. (2023), figure 5. The first sum is centred at the first position; at the
+    scan's edges and where patterns are missing, the sum is that of the others, scaled to the full number.
+
+    Parameters
+    ----------
+    rows : iterable of Row
+    neighbours : int
+        Odd.
+    stride : int
+
+    Examples
+    --------
+    >>> rows = [(np.ones((5, 1, 1), np.float32), np.ones(5, bool)) for _ in range(4)]
+    >>> sums = list(summed_rows(rows, neighbours=3, stride=2))
+    >>> len(sums), sums[0][0].ravel().tolist()
+    (2, [9.0, 9.0, 9.0])
+    """
+    if neighbours == stride == 1:
+        yield from rows
+        return
+    half = neighbours // 2
+    held: deque[tuple[int, NDArray[np.float32], NDArray[np.int64]]] = deque(maxlen=neighbours)
+
+    def along_columns(patterns: NDArray[np.float32], valid: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
+        centres = np.arange(0, len(patterns), stride)
+        total = np.zeros((len(centres), *patterns.shape[1:]), np.float32)
+        count = np.zeros(len(centres), int)
+        for offset in range(-half, half + 1):
+            inside = (centres + offset >= 0) & (centres + offset < len(patterns))
+            taken = centres[inside] + offset
+            inside[inside] = valid[taken]
+            taken = centres[inside] + offset
+            total[inside] += patterns[taken]
+            count += inside
+        return total, count
+
+    def around(centre: int) -> Row:
+        near = [entry for entry in held if abs(entry[0] - centre) <= half]
+        count = np.sum([entry[2] for entry in near], axis=0)
+        total = np.sum([entry[1] for entry in near], axis=0)
+        return total * (neighbours**2 / np.maximum(count, 1)).astype(np.float32)[:, None, None], count > 0
+
+    number = -1
+    for number, (patterns, valid) in enumerate(rows):
+        held.append((number, *along_columns(patterns, valid)))
+        if number >= half and (number - half) % stride == 0:
+            yield around(number - half)
+    for centre in range(max(number - half + 1, 0), number + 1):
+        if centre % stride == 0:
+            yield around(centre)
+
+
+def kernel_batches(
+    rows: Iterable[Row], spacing: tuple[int, int], batch: int
+) -> Iterator[tuple[int, int, NDArray[np.float32], NDArray[np.bool_]]]:
+    """The 3x3 kernel of every position, up to `batch` neighbours of one row at a time.
+
+    Beyond the scan's edges the outermost patterns are repeated. A missing pattern is the mean of those of its kernel
+    that were measured.
+
+    Yields
+    ------
+    row, first : int
+        Scan row, and column of the first position.
+    kernels : ndarray of float32, shape (n, 3, 3, grid, grid)
+    measured : ndarray of bool, shape (n,)
+        False where the central pattern is missing.
+    """
+    above, beside = spacing
+    held: deque[Row] = deque(maxlen=2 * above + 1)
+
+    def batches_of(number: int, three: list[Row]) -> Iterator[tuple[int, int, NDArray[np.float32], NDArray[np.bool_]]]:
+        columns = len(three[1][0])
+        for first in range(0, columns, batch):
+            here = np.arange(first, min(first + batch, columns))
+            taken = np.clip(here[:, None] + [-beside, 0, beside], 0, columns - 1)
+            kernels = np.stack([patterns[taken] for patterns, _ in three], axis=1)
+            measured = np.stack([valid[taken] for _, valid in three], axis=1)
+            for n in np.flatnonzero(~measured.all(axis=(1, 2)) & measured.any(axis=(1, 2))):
+                kernels[n][~measured[n]] = kernels[n][measured[n]].mean(axis=0)
+            yield number, first, kernels, measured[:, 1, 1]
+
+    number = -1
+    last = 0
+    for number, row in enumerate(rows):
+        held.append(row)
+        last = number
+        centre = number - above
+        if centre >= 0:
+            yield from batches_of(centre, [held[max(0, len(held) - 1 - 2 * above)], held[-1 - above], held[-1]])
+    oldest = last + 1 - len(held)
+    for centre in range(max(last - above + 1, 0), last + 1):
+        places = [max(centre - above, 0), centre, last]
+        yield from batches_of(centre, [held[place - oldest] for place in places])
