@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Version of the metadata schema that this package reads.
-SCHEMA = "1"
+from airpi_py4d.models import SCHEMA, find, read
+
 DEFAULT_MODEL = "airpi-1"
-_MODELS = Path(__file__).parent / "models"
 _INSTALL = 'Install one of them: pip install "airpi_py4d[cpu]" (any machine) or pip install "airpi_py4d[gpu]" (NVIDIA).'
 
 
@@ -79,19 +78,6 @@ def read_contract(metadata: dict[str, str], origin: str) -> Contract:
     )
 
 
-def _find(model: str | Path | None) -> Path:
-    """Path of a shipped model by name, or of a file."""
-    if model is None:
-        model = DEFAULT_MODEL
-    shipped = {path.stem: path for path in sorted(_MODELS.glob("*.onnx"))}
-    if str(model) in shipped:
-        return shipped[str(model)]
-    path = Path(model)
-    if not path.is_file():
-        raise ValueError(f"model is {str(model)!r}: neither a file nor a shipped model ({', '.join(shipped)}).")
-    return path
-
-
 def _providers(runtime: Any, device: str) -> list[Any]:
     """Execution providers to ask for, first the one that must run (unless device is auto)."""
     kind, _, number = device.partition(":")
@@ -117,7 +103,8 @@ class Model:
     Parameters
     ----------
     model : str or Path, optional
-        Name of a shipped model or path of an ONNX file; the default model if not given.
+        Name of a shipped model or of one in the folder that AIRPI_MODELS names, or path of an ONNX file; the default
+        model if not given.
     device : {"auto", "cpu", "cuda", "cuda:N"}
         "auto" takes CUDA where it runs, else the CPU; "cuda" raises where it doesn't run.
 
@@ -145,8 +132,8 @@ class Model:
         except ImportError as error:
             raise ImportError(f"airpi_py4d needs ONNX Runtime, and none is installed. {_INSTALL}") from error
         providers = _providers(onnxruntime, device)
-        path = _find(model)
-        content = path.read_bytes()
+        path = find(DEFAULT_MODEL if model is None else model)
+        content = read(path)
         try:
             self._session = onnxruntime.InferenceSession(content, providers=providers)
         except Exception as error:  # ONNX Runtime raises a class of its own for every kind of broken file

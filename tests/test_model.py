@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 from oracle import METADATA, write_oracle
 
-from airpi_py4d import Acquisition, reconstruct
+from airpi_py4d import Acquisition, models, reconstruct
 from airpi_py4d import model as module
 from airpi_py4d.model import Model
 
@@ -224,7 +224,7 @@ class TestShipped:
     @pytest.fixture(scope="class")
     @staticmethod
     def file():
-        return module._MODELS / f"{module.DEFAULT_MODEL}.onnx"
+        return models.find(module.DEFAULT_MODEL)
 
     @pytest.fixture(scope="class")
     @staticmethod
