@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from airpi_py4d import optics
 from airpi_py4d.acquisition import Acquisition
 from airpi_py4d.calibration import with_center
 from airpi_py4d.checks import BadPositions, check_data, read
 from airpi_py4d.domain import ElectronCheck, check_acquisition
-from airpi_py4d.kernels import Row, kernel_batches, kernel_spacing, summed_rows
+from airpi_py4d.kernels import Row, kernel_batches, summed_rows
 from airpi_py4d.model import Model
-from airpi_py4d.patterns import Resampling, check_disk
+from airpi_py4d.patterns import check_disk
+from airpi_py4d.plan import Plan
 from airpi_py4d.result import Reconstruction
-from airpi_py4d.stitching import Stitcher
 
-CITATION = "Friedrich, Yu, Verbeeck, Van Aert, Microsc. Microanal. 29 (2023) 395, doi 10.1093/micmic/ozac002"
 _BAND_BYTES = 32e6
 _LARGEST_BAND_BYTES = 256e6
 _BATCH = 128
-
-
-def relative_geometry(acquisition: Acquisition) -> tuple[float, float, float]:
-    r"""Scan step and aberrations in the model's scale-free units.
-
-    Returns
-    -------
-    step : float
-        scan_step k0, with k0 = alpha / lambda; the geometric mean of the steps between a kernel's rows and columns.
-    defocus_phase : float
-        -pi lambda k0^2 defocus [rad], the first-order term of eq. 3 at the aperture's edge.
-    spherical_phase : float
-        pi C_s lambda^3 k0^4 / 2 [rad], the third-order term.
-
-    Examples
-    --------
-    >>> step, _, _ = relative_geometry(Acquisition(300e3, 20.0, 0.2, (0.05, 0.05)))
-    >>> round(step, 3)
-    0.203
-    """
-    k0 = acquisition.aperture_radius
-    defocus = optics.aberration_phase(k0**2, acquisition.energy, defocus=acquisition.defocus)
-    spherical = optics.aberration_phase(
-        k0**2, acquisition.energy, spherical_aberration=acquisition.spherical_aberration
-    )
-    step = math.sqrt(math.prod(np.multiply(acquisition.scan_step, kernel_spacing(acquisition.scan_step))))
-    return step * k0, float(defocus), float(spherical)
 
 
 def _rows_per_band(data: Any) -> int:
@@ -86,13 +55,6 @@ def _read_rows(data: Any) -> Iterator[tuple[int, int, NDArray[Any]]]:
     for top in range(0, rows, band):
         for row, patterns in enumerate(read(data, slice(top, min(top + band, rows))), top):
             yield row, 0, patterns
-
-
-def _whole(name: str, value: Any, odd: bool = False) -> int:
-    """A whole number of at least 1."""
-    if isinstance(value, (int, np.integer)) and value >= 1 and not (odd and value % 2 == 0):
-        return int(value)
-    raise ValueError(f"{name} is {value!r}, expected {'an odd' if odd else 'a whole'} number of at least 1.")
 
 
 def reconstruct(
@@ -164,46 +126,30 @@ def reconstruct(
     >>> k = np.arange(48) - 24
     >>> disk = k[:, None] ** 2 + k[None] ** 2 <= 9**2
     >>> data = np.broadcast_to(np.uint16(100) * disk, (3, 4, 48, 48))
-    >>> k_pixel = optics.aperture_radius(300e3, 20.0) / 9
+    >>> k_pixel = Acquisition(300e3, 20.0, 0.2, (1, 1)).aperture_radius / 9
     >>> result = reconstruct(data, Acquisition(300e3, 20.0, 0.2, (k_pixel, k_pixel)), device="cpu")
     >>> result.phase.shape, bool(abs(result.phase).max() < 0.05)
     ((5, 7), True)
     """
     started = time.perf_counter()
-    check_data(data)
     if not isinstance(model, Model):
         model = Model(model, device)
     elif device.startswith("cuda") and model.provider != "CUDAExecutionProvider":
         raise RuntimeError(
             f"device={device!r} was asked for, but the loaded model runs on {model.provider}; load it there."
         )
-    contract = model.contract
-    sum_neighbours, stride = _whole("sum_neighbours", sum_neighbours, odd=True), _whole("stride", stride)
+    check_data(data)
     check_disk(data.shape[2:], acquisition)
-    if acquisition.descan is not None and acquisition.descan.shape[:2] != tuple(data.shape[:2]):
-        raise ValueError(
-            f"{acquisition.argument_names.get('descan', 'descan')} has the shape {acquisition.descan.shape}, expected "
-            f"{(*data.shape[:2], 2)}, that of the scan."
-        )
     if acquisition.center is None:
         acquisition = with_center(data, acquisition)
-    row_step, column_step = acquisition.scan_step
-    reconstructed = replace(acquisition, scan_step=(row_step * stride, column_step * stride))
-    scan_shape = -(-data.shape[0] // stride), -(-data.shape[1] // stride)
-    relative_step, defocus_phase, spherical_phase = relative_geometry(reconstructed)
-    outside = check_acquisition(contract, data.shape[2:], reconstructed, strict=strict)
-    grid_k_pixel = acquisition.aperture_radius / contract.aperture_pixels
-    patch_pixel_size = 1 / (contract.grid_pixels * grid_k_pixel)
-    down, right = (max(1, math.ceil(step / patch_pixel_size - 1e-6)) for step in reconstructed.scan_step)
-    if oversample is not None:
-        down = right = _whole("oversample", oversample)
-    resampling = Resampling(data.shape[2:], acquisition, contract.grid_pixels, grid_k_pixel)
-    stitcher = Stitcher(scan_shape, reconstructed, contract.object_pixels, patch_pixel_size, (down, right))
+    plan = Plan.of(acquisition, model.contract, data, oversample, sum_neighbours, stride)
+    outside = check_acquisition(plan.contract, data.shape[2:], plan.reconstructed, strict=strict)
+    resampling, stitcher = plan.resampling(), plan.stitcher(plan.scan_shape[0])
     bad = BadPositions(data.shape[:2], acquisition)
-    electrons = ElectronCheck(contract, data.shape[:2], sum_neighbours**2, strict=strict)
+    electrons = ElectronCheck(plan.contract, data.shape[:2], plan.sum_neighbours**2, strict=strict)
 
     def resampled_rows() -> Iterator[Row]:
-        columns, n = data.shape[1], contract.grid_pixels
+        columns, n = data.shape[1], plan.contract.grid_pixels
         for row, first, patterns in _read_rows(data):
             if first == 0:
                 whole = np.empty((columns, n, n), np.float32)
@@ -216,39 +162,16 @@ def reconstruct(
             if here.stop == columns:
                 yield whole, ~bad.missing[row]
 
-    geometry = np.tile(np.array([relative_step, defocus_phase, spherical_phase], np.float32), (_BATCH, 1))
+    geometry = plan.geometry(_BATCH)
     rows = tqdm(resampled_rows(), "AIRPI", data.shape[0], unit="row", disable=not show_progress)
-    spacing = kernel_spacing(reconstructed.scan_step)
-    for row, first, kernels, measured in kernel_batches(summed_rows(rows, sum_neighbours, stride), spacing, _BATCH):
+    summed = summed_rows(rows, plan.sum_neighbours, plan.stride)
+    for row, first, kernels, measured in kernel_batches(summed, plan.spacing, _BATCH):
         stitcher.add_row(row, first, model(kernels, geometry[: len(kernels)]), measured)
-    data_checks = bad.finish()
+    checks = bad.finish()
     outside += electrons.finish()
     seconds = time.perf_counter() - started
     return Reconstruction(
         object=stitcher.result(),
         pixel_size=stitcher.pixel_size,
-        provenance={
-            "software": "airpi_py4d",
-            "version": version("airpi_py4d"),
-            "method": f"AIRPI: {CITATION}",
-            "acquisition": acquisition.describe(),
-            "scan_shape": list(data.shape[:2]),
-            "detector_shape": list(data.shape[2:]),
-            "electrons_per_pattern": electrons.median,
-            "sum_neighbours": sum_neighbours,
-            "stride": stride,
-            "oversample": [down, right],
-            "pixel_size": list(stitcher.pixel_size),
-            "model": {
-                "name": contract.name,
-                "version": contract.version,
-                "sha256": model.sha256,
-                "domain": {name: list(limits) for name, limits in contract.domain.items()},
-            },
-            "outside_training_domain": outside,
-            "data_checks": data_checks,
-            "provider": model.provider,
-            "seconds": seconds,
-            "positions_per_second": data.shape[0] * data.shape[1] / seconds,
-        },
+        provenance=plan.provenance(model, electrons.median, outside, checks, seconds, math.prod(data.shape[:2])),
     )

@@ -107,6 +107,8 @@ class Model:
         model if not given.
     device : {"auto", "cpu", "cuda", "cuda:N"}
         "auto" takes CUDA where it runs, else the CPU; "cuda" raises where it doesn't run.
+    threads : int, optional
+        Threads on the CPU. By default as many as there are cores.
 
     Attributes
     ----------
@@ -126,7 +128,7 @@ class Model:
         If CUDA was asked for and doesn't run.
     """
 
-    def __init__(self, model: str | Path | None = None, device: str = "auto") -> None:
+    def __init__(self, model: str | Path | None = None, device: str = "auto", threads: int | None = None) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -134,8 +136,11 @@ class Model:
         providers = _providers(onnxruntime, device)
         path = find(DEFAULT_MODEL if model is None else model)
         content = read(path)
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
         try:
-            self._session = onnxruntime.InferenceSession(content, providers=providers)
+            self._session = onnxruntime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # ONNX Runtime raises a class of its own for every kind of broken file
             raise ValueError(f"model {path} can't be loaded by ONNX Runtime: {error}") from error
         self.provider: str = self._session.get_providers()[0]

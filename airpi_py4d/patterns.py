@@ -192,7 +192,7 @@ class Resampling:
         """Matrix, and the background on the grid, for a descan shift in parts of a detector pixel."""
         if shift not in self._maps:
             if len(self._maps) == _KEPT_MAPS:
-                self._maps.pop(next(iter(self._maps)))
+                self._maps.pop(next(iter(self._maps)), None)
             assert self._acquisition.center is not None
             row, column = np.array(self._acquisition.center) + np.array(shift) / self._parts
             shifted = replace(self._acquisition, center=(row, column))

@@ -133,6 +133,13 @@ class Stitcher:
             self._sum[place] += weight * phasors[:, i, j]
             self._weight[place] += weight
 
+    def merge(self, part: Stitcher, row: int) -> None:
+        """Add what was summed apart of some scan rows, the first of which is `row`."""
+        start = row * self.oversample[0]
+        rows = slice(start, start + len(part._sum))
+        self._sum[rows] += part._sum
+        self._weight[rows] += part._weight
+
     def result(self) -> NDArray[np.complex64]:
         """Weighted mean of the phasors, shape ((rows - 1) s + 1, (columns - 1) s + 1); 0 where nothing contributed."""
         inner = tuple(slice(margin, margin + n) for margin, n in zip(self._margin, self._shape, strict=True))

@@ -15,6 +15,7 @@ from oracle import METADATA
 
 from airpi_py4d import Acquisition, engine, optics, reconstruct
 from airpi_py4d.model import Model
+from airpi_py4d.plan import relative_geometry
 
 K0 = optics.aperture_radius(300e3, 20.0)
 STEP = 1.5 / K0  # further apart than the probe is wide: with oversample=1 every image pixel is one position's phase
@@ -223,7 +224,7 @@ def test_geometry(tmp_path, weights, expected):
     calibration = acquisition(defocus=30, spherical_aberration=1e5)
     phase = reconstruct(counts(), calibration, model=model, device="cpu").phase
     np.testing.assert_allclose(np.median(phase), expected, rtol=0.02)
-    assert engine.relative_geometry(calibration)[weights.index(1)] == pytest.approx(expected)
+    assert relative_geometry(calibration)[weights.index(1)] == pytest.approx(expected)
 
 
 class TestStreaming:

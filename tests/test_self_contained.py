@@ -20,9 +20,9 @@ from scipy.special import j1
 
 from airpi_py4d import Acquisition, models, optics, reconstruct
 from airpi_py4d.demo import demo_path
-from airpi_py4d.engine import relative_geometry
 from airpi_py4d.model import Model
 from airpi_py4d.patterns import Resampling
+from airpi_py4d.plan import relative_geometry
 from airpi_py4d.stitching import probe_weights
 from export import self_contained as module
 

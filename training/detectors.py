@@ -42,6 +42,10 @@ class Detector:
         Width of a cross of missing pixels between four modules [px].
     stop : int
         Width of a beam stop that reaches from the detector's edge just into the bright-field disk [px].
+    column_step : int
+        Only every so many scan columns are recorded.
+    dead_positions : float
+        Share of the scan positions whose pattern is lost: zeros.
     gain : float
         What the detector reports for one electron.
     background : float
@@ -59,6 +63,8 @@ class Detector:
     dead: float = 0.0
     gap: int = 0
     stop: int = 0
+    column_step: int = 1
+    dead_positions: float = 0.0
     gain: float = 1.0
     background: float = 0.0
 
@@ -115,7 +121,8 @@ class Detector:
         rng = np.random.default_rng(seed)
         calibration = scan.acquisition
         assert calibration.center is not None
-        rows, columns = scan.patterns.shape[:2]
+        patterns = scan.patterns[:, :: self.column_step]
+        rows, columns = patterns.shape[:2]
         density = calibration.k_pixel[0] * calibration.k_pixel[1]
         pixel_area = (calibration.aperture_radius / self.radius) ** 2
         if self.ellipse is not None:
@@ -135,7 +142,8 @@ class Detector:
             down, right = place[0] / max(rows - 1, 1) - 0.5, place[1] / max(columns - 1, 1) - 0.5
             shift = np.array(self.descan[:2]) * down + np.array(self.descan[2:]) * right
             moved = [s - (per_pixel[axis] * shift[:, None, None]).sum(0) for axis, s in enumerate(sampled)]
-            mean = map_coordinates(scan.patterns[place], moved, order=1, mode="constant") * electrons
+            mean = map_coordinates(patterns[place], moved, order=1, mode="constant") * electrons
             mean[hot], mean[hidden] = brightest, 0
             out[place] = rng.poisson(mean) * self.gain + dark
+        out[np.random.default_rng([seed, 2]).uniform(size=(rows, columns)) < self.dead_positions] = 0
         return out

@@ -1,0 +1,191 @@
+"""What acquisition, scan and model make of each other: grid, kernels, image, and the record of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airpi_py4d import optics
+from airpi_py4d.acquisition import Acquisition
+from airpi_py4d.checks import check_data
+from airpi_py4d.kernels import kernel_spacing
+from airpi_py4d.model import Contract, Model
+from airpi_py4d.patterns import Resampling, check_disk
+from airpi_py4d.stitching import Stitcher
+
+CITATION = "Friedrich, Yu, Verbeeck, Van Aert, Microsc. Microanal. 29 (2023) 395, doi 10.1093/micmic/ozac002"
+
+
+def relative_geometry(acquisition: Acquisition) -> tuple[float, float, float]:
+    r"""Scan step and aberrations in the model's scale-free units.
+
+    Returns
+    -------
+    step : float
+        scan_step k0, with k0 = alpha / lambda; the geometric mean of the steps between a kernel's rows and columns.
+    defocus_phase : float
+        -pi lambda k0^2 defocus [rad], the first-order term of eq. 3 at the aperture's edge.
+    spherical_phase : float
+        pi C_s lambda^3 k0^4 / 2 [rad], the third-order term.
+
+    Examples
+    --------
+    >>> step, _, _ = relative_geometry(Acquisition(300e3, 20.0, 0.2, (0.05, 0.05)))
+    >>> round(step, 3)
+    0.203
+    """
+    k0 = acquisition.aperture_radius
+    defocus = optics.aberration_phase(k0**2, acquisition.energy, defocus=acquisition.defocus)
+    spherical = optics.aberration_phase(
+        k0**2, acquisition.energy, spherical_aberration=acquisition.spherical_aberration
+    )
+    step = math.sqrt(math.prod(np.multiply(acquisition.scan_step, kernel_spacing(acquisition.scan_step))))
+    return step * k0, float(defocus), float(spherical)
+
+
+def _whole(name: str, value: Any, odd: bool = False) -> int:
+    """A whole number of at least 1."""
+    if isinstance(value, (int, np.integer)) and value >= 1 and not (odd and value % 2 == 0):
+        return int(value)
+    raise ValueError(f"{name} is {value!r}, expected {'an odd' if odd else 'a whole'} number of at least 1.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What acquisition, scan and model make of each other.
+
+    Attributes
+    ----------
+    acquisition : Acquisition
+        With a centre.
+    contract : Contract
+    data_shape : (int, int, int, int)
+        Scan rows and columns, detector rows and columns.
+    sum_neighbours, stride : int
+        Data repetition, see `airpi_py4d.reconstruct`.
+    oversample : (int, int)
+        Image pixels a reconstructed step, along rows and columns.
+    """
+
+    acquisition: Acquisition
+    contract: Contract
+    data_shape: tuple[int, int, int, int]
+    sum_neighbours: int
+    stride: int
+    oversample: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls,
+        acquisition: Acquisition,
+        contract: Contract,
+        data: Any,
+        oversample: int | None = None,
+        sum_neighbours: int = 1,
+        stride: int = 1,
+    ) -> Plan:
+        """Plan for data, of which only `shape` and `dtype` count. See `airpi_py4d.reconstruct` for the rest.
+
+        Raises
+        ------
+        ValueError
+            If the parameters, the data and the acquisition don't fit each other.
+        """
+        check_data(data)
+        rows, columns, *detector = data.shape
+        sum_neighbours, stride = _whole("sum_neighbours", sum_neighbours, odd=True), _whole("stride", stride)
+        check_disk((detector[0], detector[1]), acquisition)
+        if acquisition.descan is not None and acquisition.descan.shape[:2] != (rows, columns):
+            raise ValueError(
+                f"{acquisition.argument_names.get('descan', 'descan')} has the shape {acquisition.descan.shape}, "
+                f"expected {(rows, columns, 2)}, that of the scan."
+            )
+        if oversample is not None:
+            down = right = _whole("oversample", oversample)
+        else:
+            size = contract.aperture_pixels / (contract.grid_pixels * acquisition.aperture_radius)
+            down, right = (max(1, math.ceil(step * stride / size - 1e-6)) for step in acquisition.scan_step)
+        shape = (rows, columns, detector[0], detector[1])
+        return cls(acquisition, contract, shape, sum_neighbours, stride, (down, right))
+
+    @property
+    def scan_shape(self) -> tuple[int, int]:
+        """Rows and columns of the positions that are reconstructed."""
+        return -(-self.data_shape[0] // self.stride), -(-self.data_shape[1] // self.stride)
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Rows and columns of the image [px]."""
+        rows, columns = ((n - 1) * count + 1 for n, count in zip(self.scan_shape, self.oversample, strict=True))
+        return rows, columns
+
+    @property
+    def reconstructed(self) -> Acquisition:
+        """The acquisition with the steps between reconstructed positions."""
+        row, column = self.acquisition.scan_step
+        return replace(self.acquisition, scan_step=(row * self.stride, column * self.stride))
+
+    @property
+    def grid_k_pixel(self) -> float:
+        """Pixel size of the model's grid [1/A]."""
+        return self.acquisition.aperture_radius / self.contract.aperture_pixels
+
+    @property
+    def spacing(self) -> tuple[int, int]:
+        """Rows and columns from a position to its neighbours in a kernel."""
+        return kernel_spacing(self.reconstructed.scan_step)
+
+    def geometry(self, batch: int) -> NDArray[np.float32]:
+        """The model's `geometry` input, shape (batch, 3)."""
+        return np.tile(np.array(relative_geometry(self.reconstructed), np.float32), (batch, 1))
+
+    def resampling(self) -> Resampling:
+        """Raw patterns to the model's grid."""
+        return Resampling(self.data_shape[2:], self.acquisition, self.contract.grid_pixels, self.grid_k_pixel)
+
+    def stitcher(self, rows: int) -> Stitcher:
+        """For the image of that many reconstructed scan rows."""
+        patch_pixel_size = 1 / (self.contract.grid_pixels * self.grid_k_pixel)
+        shape = rows, self.scan_shape[1]
+        return Stitcher(shape, self.reconstructed, self.contract.object_pixels, patch_pixel_size, self.oversample)
+
+    def provenance(
+        self,
+        model: Model,
+        electrons_per_pattern: float,
+        outside_training_domain: list[str],
+        data_checks: list[str],
+        seconds: float,
+        positions: int,
+    ) -> dict[str, Any]:
+        """How the image was made, JSON-like; `positions` were reconstructed in `seconds`."""
+        steps = zip(self.reconstructed.scan_step, self.oversample, strict=True)
+        return {
+            "software": "airpi_py4d",
+            "version": version("airpi_py4d"),
+            "method": f"AIRPI: {CITATION}",
+            "acquisition": self.acquisition.describe(),
+            "scan_shape": list(self.data_shape[:2]),
+            "detector_shape": list(self.data_shape[2:]),
+            "electrons_per_pattern": electrons_per_pattern,
+            "sum_neighbours": self.sum_neighbours,
+            "stride": self.stride,
+            "oversample": list(self.oversample),
+            "pixel_size": [step / count for step, count in steps],
+            "model": {
+                "name": self.contract.name,
+                "version": self.contract.version,
+                "sha256": model.sha256,
+                "domain": {name: list(limits) for name, limits in self.contract.domain.items()},
+            },
+            "outside_training_domain": outside_training_domain,
+            "data_checks": data_checks,
+            "provider": model.provider,
+            "seconds": seconds,
+            "positions_per_second": positions / seconds,
+        }
