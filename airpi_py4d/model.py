@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from airpi_py4d.models import SCHEMA, find, read
 
-DEFAULT_MODEL = "airpi-1"
+DEFAULT_MODEL = "airpi-2"
 _INSTALL = 'Install one of them: pip install "airpi_py4d[cpu]" (any machine) or pip install "airpi_py4d[gpu]" (NVIDIA).'
 
 

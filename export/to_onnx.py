@@ -1,6 +1,6 @@
 """Keras to ONNX, with a parity check and the metadata that the engine reads.
 
-    python -m export.to_onnx RUN_FOLDER/model.keras MODEL_CONFIG DATA_FOLDER OUTPUT.onnx --name airpi-1 --version 1
+    python -m export.to_onnx RUN_FOLDER/model.keras MODEL_CONFIG DATA_FOLDER OUTPUT.onnx --name airpi-2 --version 1
 
 Prints the largest difference between Keras and ONNX Runtime on random and on simulated inputs, and fails above
 the tolerance.

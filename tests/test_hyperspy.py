@@ -57,7 +57,7 @@ def asked(monkeypatch):
                 "software": "airpi_py4d",
                 "acquisition": acquisition.describe(),
                 "scan_shape": list(data.shape[:2]),
-                "model": {"name": "airpi-1", "version": "1", "sha256": "ab" * 32},
+                "model": {"name": "airpi-2", "version": "1", "sha256": "ab" * 32},
                 "outside_training_domain": [],
                 "provider": "CPUExecutionProvider",
                 "positions_per_second": 100.0,
@@ -525,7 +525,7 @@ class TestImage:
             assert image.metadata.get_item(node).as_dictionary() == s.metadata.get_item(node).as_dictionary()
         assert image.metadata.AiRPI.confidence_median == pytest.approx(0.75)
         assert image.metadata.AiRPI.acquisition.as_dictionary() == asked.acquisition.describe()
-        assert image.metadata.AiRPI.model.name == "airpi-1"
+        assert image.metadata.AiRPI.model.name == "airpi-2"
         assert image.tmp_parameters.as_dictionary() == {}
 
     def test_no_title(self, asked):

@@ -136,7 +136,7 @@ class TestPartitionings:
         import airpi_py4d
 
         monkeypatch.chdir(airpi_py4d.__path__[0])
-        udf = AirpiUDF(acquisition(), "models/airpi-1.onnx", device="cpu")
+        udf = AirpiUDF(acquisition(), "models/airpi-2.onnx", device="cpu")
         monkeypatch.chdir(tmp_path)
         assert_same(context.run_udf(dataset=dataset(context, counts(), 3), udf=udf), udf, expected)
 

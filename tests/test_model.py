@@ -56,10 +56,10 @@ def changed(**entries):
 
 
 class TestRefused:
-    @pytest.mark.parametrize("model", ["missing.onnx", "airpi-0", "", Path("/nowhere/airpi-1.onnx"), Path("/")])
+    @pytest.mark.parametrize("model", ["missing.onnx", "airpi-0", "", Path("/nowhere/airpi-2.onnx"), Path("/")])
     def test_not_there(self, model):
         shown = str(model).replace("/", "\\/")
-        with pytest.raises(ValueError, match=rf"model is '{shown}': neither a file nor a shipped model \(airpi-1.*\)"):
+        with pytest.raises(ValueError, match=rf"model is '{shown}': neither a file nor a shipped model \(airpi-2.*\)"):
             Model(model, "cpu")
 
     @pytest.mark.parametrize("content", [b"", b"not a model", b"\x89HDF\r\n\x1a\n" + bytes(100)])
@@ -169,9 +169,9 @@ class TestDevice:
         asked = SimpleNamespace()
         session = onnxruntime.InferenceSession
 
-        def on_cpu(content, providers):
+        def on_cpu(content, options, providers):
             asked.providers = providers
-            return session(content, providers=["CPUExecutionProvider"])
+            return session(content, options, providers=["CPUExecutionProvider"])
 
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: CUDA)
         monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
@@ -218,6 +218,21 @@ class TestNoRuntime:
                 raise AssertionError
         """
         subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+class TestThreads:
+    def test_are_the_sessions(self, monkeypatch):
+        asked = []
+        session = onnxruntime.InferenceSession
+
+        def spy(content, options, providers):
+            asked.append(options.intra_op_num_threads)
+            return session(content, options, providers=providers)
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+        Model(None, "cpu")
+        Model(None, "cpu", threads=1)
+        assert asked == [0, 1]
 
 
 class TestShipped:
@@ -271,7 +286,8 @@ class TestShipped:
 
     def test_domain(self, model):
         assert set(model.contract.domain) == {
-            *("energy", "semiangle", "relative_scan_step", "electrons_per_pattern", "defocus_phase")
+            *("energy", "semiangle", "relative_scan_step", "electrons_per_pattern"),
+            *("defocus_phase", "spherical_phase"),
         }
         assert all(low < high for low, high in model.contract.domain.values())
 

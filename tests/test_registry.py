@@ -61,7 +61,7 @@ class TestShipped:
         entries = models.list()
         assert {entry.path for entry in entries} == set(SHIPPED.glob("*.onnx"))
         assert not any(entry.problem for entry in entries)
-        assert ("airpi-1", "1") in {(entry.name, entry.version) for entry in entries}
+        assert ("airpi-2", "1") in {(entry.name, entry.version) for entry in entries}
 
     def test_metadata_as_onnx_reads_them(self):
         for path in SHIPPED.glob("*.onnx"):
@@ -69,13 +69,13 @@ class TestShipped:
             assert models.read_metadata(path.read_bytes(), path.name) == expected
 
     def test_changed_file(self, installed):
-        path = installed / "airpi-1.onnx"
+        path = installed / "airpi-2.onnx"
         content = bytearray(path.read_bytes())
         before = hashlib.sha256(content).hexdigest()
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
         after = hashlib.sha256(content).hexdigest()
-        for spoiled in (lambda: models.read(path), lambda: models.describe("airpi-1")):
+        for spoiled in (lambda: models.read(path), lambda: models.describe("airpi-2")):
             with pytest.raises(ValueError, match=rf"was changed .* is {after}, expected {before}\. Install"):
                 spoiled()
         assert after in models.list()[0].problem
@@ -92,29 +92,29 @@ class TestFolder:
         path = write_oracle(named / "mine.onnx", PATCHES, changed(version="7"))
         assert models.list()[-1] == ("mine", "7", path, "")
         assert models.find("mine") == path
-        assert models.find("airpi-1").parent == SHIPPED
+        assert models.find("airpi-2").parent == SHIPPED
         assert models.describe("mine").sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
     def test_not_named(self, folder):
         write_oracle(folder / "mine.onnx", PATCHES)
         assert "mine" not in {entry.name for entry in models.list()}
-        with pytest.raises(ValueError, match=r"model is 'mine': neither a file nor a shipped model \(airpi-1.*\)\.$"):
+        with pytest.raises(ValueError, match=r"model is 'mine': neither a file nor a shipped model \(airpi-2.*\)\.$"):
             models.find("mine")
 
     def test_unknown_name(self, named):
         write_oracle(named / "mine.onnx", PATCHES)
-        with pytest.raises(ValueError, match=r"shipped model \(airpi-1.*\), nor a model in .*models of mine \(mine\)"):
+        with pytest.raises(ValueError, match=r"shipped model \(airpi-2.*\), nor a model in .*models of mine \(mine\)"):
             models.find("yours")
 
     def test_same_name_twice(self, named):
-        path = write_oracle(named / "airpi-1.onnx", PATCHES)
-        with pytest.raises(ValueError, match=r"'airpi-1' is both shipped and in the folder .*models of mine"):
-            models.find("airpi-1")
+        path = write_oracle(named / "airpi-2.onnx", PATCHES)
+        with pytest.raises(ValueError, match=r"'airpi-2' is both shipped and in the folder .*models of mine"):
+            models.find("airpi-2")
         assert models.find(path) == path
 
     def test_no_folder(self, monkeypatch, tmp_path):
         monkeypatch.setenv("AIRPI_MODELS", str(tmp_path / "nowhere"))
-        for function in (models.list, lambda: models.find("airpi-1")):
+        for function in (models.list, lambda: models.find("airpi-2")):
             with pytest.raises(ValueError, match=r"variable AIRPI_MODELS is '.*nowhere', which is no folder"):
                 function()
 
@@ -149,16 +149,16 @@ class TestFolder:
 
 class TestDescribe:
     def test_all_that_users_need(self):
-        described = models.describe("airpi-1")
+        described = models.describe("airpi-2")
         metadata, text = described.metadata, " ".join(str(described).split())
         assert repr(described) == str(described)
         for entry in (*metadata["inputs"].values(), metadata["output"]):
             for needed in (f"[{entry['unit']}]", entry["axes"], " x ".join(map(str, entry["shape"]))):
                 assert needed in text
         assert "energy 30000 to 3e+05 eV" in text
-        assert "relative_scan_step 0.094 to 0.844 lambda / alpha" in text
+        assert "relative_scan_step 0.094 to 1.688 lambda / alpha" in text
         for needed in (
-            "airpi-1, version 1",
+            "airpi-2, version 1",
             described.sha256,
             metadata["label"],
             metadata["training"]["data_configuration_sha256"],
@@ -196,6 +196,6 @@ def test_offline_and_without_onnx_runtime(monkeypatch):
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert models.list()
-    assert str(models.describe("airpi-1"))
+    assert str(models.describe("airpi-2"))
     with pytest.raises(ValueError, match="neither a file nor a shipped model"):
         models.find("airpi-99")

@@ -36,7 +36,7 @@ def provenance(**options):
         "detector_shape": [64, 64],
         "electrons_per_pattern": 1234.5,
         "model": {
-            "name": "airpi-1",
+            "name": "airpi-2",
             "version": "1",
             "sha256": "0123456789abcdef" * 4,
             "domain": {"energy": [3e4, 3e5], "relative_scan_step": [0.094, 0.844]},
@@ -89,7 +89,7 @@ class TestSummary:
         assert lines["bad_pixels"] == "12 px (measured from <the> scan)"
         assert lines["descan"].startswith("1.5, 0.25 px from the smallest to the largest")
         assert "center" not in lines
-        assert lines["model"] == "airpi-1 1 (SHA-256 0123456789ab)"
+        assert lines["model"] == "airpi-2 1 (SHA-256 0123456789ab)"
         assert lines["provider"] == "CPUExecutionProvider"
         assert lines["image"] == "10 x 10 px of 0.1 x 0.2 A, 1700 positions/s"
         assert lines["confidence"] == result().confidence_summary()

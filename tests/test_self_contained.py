@@ -33,7 +33,7 @@ DEMO = Acquisition(80e3, 25.0, 0.25, (0.05, 0.05), center=(31, 31))
 
 @pytest.fixture(scope="module")
 def shipped():
-    return models.find("airpi-1")
+    return models.find("airpi-2")
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +138,12 @@ class TestGraph:
         assert list(json.loads(metadata["inputs"])) == [entry.name for entry in graph.graph.input]
         assert list(json.loads(metadata["outputs"])) == [entry.name for entry in graph.graph.output]
         wrapped = json.loads(metadata["wraps"])
-        assert wrapped == {"name": "airpi-1", "version": "1", "sha256": hashlib.sha256(content).hexdigest()}
+        assert wrapped == {"name": "airpi-2", "version": "1", "sha256": hashlib.sha256(content).hexdigest()}
 
     def test_described(self, path):
         text = " ".join(str(models.describe(path)).split())
         assert "k_pixel [1/A], 1: size of a detector pixel" in text
-        assert "wraps airpi-1, version 1" in text
+        assert "wraps airpi-2, version 1" in text
         assert "weights [1], 16 x 16" in text
 
     def test_reference_implementation(self, graph, session, scan):

@@ -322,7 +322,7 @@ def test_a_stopped_run_resumes_where_it_was(data, tmp_path, monkeypatch):
 
 
 def test_training_starts_from_the_shipped_weights(data, tmp_path):
-    shipped = "training/weights/airpi-1.keras"
+    shipped = "training/weights/airpi-2.keras"
     fit.fit(TINY | {"initial_model": shipped, "epochs": 1, "learning_rate": 0.0}, data, tmp_path)
     models = [keras.saving.load_model(path, compile=False) for path in (shipped, tmp_path / "model.keras")]
     for one, other in zip(*(model.get_weights() for model in models), strict=True):

@@ -126,7 +126,7 @@ def manifest() -> dict[str, str]:
 
     Examples
     --------
-    >>> len(manifest()["airpi-1.onnx"])
+    >>> len(manifest()["airpi-2.onnx"])
     64
     """
     lines = _MANIFEST.read_text(encoding="ascii").splitlines()
@@ -188,7 +188,7 @@ def list() -> tuple[Entry, ...]:
     >>> from airpi_py4d import models
     >>> entry = models.list()[0]
     >>> entry.name, entry.version, entry.problem
-    ('airpi-1', '1', '')
+    ('airpi-2', '1', '')
     """
     return tuple(_entry(path) for folder in _folders() for path in sorted(folder.glob("*.onnx")))
 
@@ -203,8 +203,8 @@ def find(model: str | Path) -> Path:
 
     Examples
     --------
-    >>> find("airpi-1").name
-    'airpi-1.onnx'
+    >>> find("airpi-2").name
+    'airpi-2.onnx'
     """
     folders = _folders()
     paths = [path for folder in folders for path in sorted(folder.glob("*.onnx"))]
@@ -332,8 +332,8 @@ def describe(model: str | Path) -> Description:
 
     Examples
     --------
-    >>> print(str(describe("airpi-1")).splitlines()[0])
-    airpi-1, version 1
+    >>> print(str(describe("airpi-2")).splitlines()[0])
+    airpi-2, version 1
     """
     path = find(model)
     content = read(path)
