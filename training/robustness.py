@@ -70,9 +70,25 @@ def robustness(scan: ReferenceScan, model: Model) -> list[dict]:
     return rows
 
 
-def main() -> None:
+def plot(rows: list[dict], title: str, path: Path) -> None:
+    """One panel an error, one line a specimen."""
     import matplotlib.pyplot as plt
 
+    figure, axes = plt.subplots(1, len(ERRORS), figsize=(3 * len(ERRORS), 3))
+    for axis, (error, (unit, _)) in zip(axes, ERRORS.items(), strict=True):
+        for name in SPECIMENS:
+            found = [row for row in rows if row["error"] == error and row["specimen"] == name]
+            axis.plot([float(row["value"]) for row in found], [float(row["xc"]) for row in found], "o-", label=name)
+        axis.set_title(f"{error} [{unit}]", fontsize=8)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("xc with the truth")
+    axes[0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scans", type=Path)
     parser.add_argument("docs", type=Path)
@@ -87,18 +103,8 @@ def main() -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    figure, axes = plt.subplots(1, len(ERRORS), figsize=(3 * len(ERRORS), 3), sharey=True)
-    for axis, (error, (unit, _)) in zip(axes, ERRORS.items(), strict=True):
-        for name in SPECIMENS:
-            found = [row for row in rows if row["error"] == error and row["specimen"] == name]
-            axis.plot([row["value"] for row in found], [row["xc"] for row in found], "o-", label=name)
-        axis.set_xlabel(f"error of the {error} [{unit}]")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("xc with the truth")
-    axes[0].legend(fontsize=7)
-    figure.suptitle(f"{model.contract.name}, {DOSE:g} electrons / A$^2$, simulated", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(arguments.docs / "robustness.png", dpi=100)
+    title = f"{model.contract.name}, {DOSE:g} electrons / A$^2$, simulated; error of the value told"
+    plot(rows, title, arguments.docs / "robustness.png")
 
 
 if __name__ == "__main__":
