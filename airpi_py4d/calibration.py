@@ -30,6 +30,8 @@ _INNER, _OUTER = 1.25, 1.15
 _RADIUS_TOLERANCE = 0.03
 #: What a disk that was sampled, not averaged, over the pixels adds to the uncertainty of its radius [px].
 _RADIUS_FLOOR = 0.15
+#: A given centre may be a whole pixel's, rounded [px].
+_CENTER_FLOOR = 0.75
 
 
 class _Sample:
@@ -218,8 +220,9 @@ def calibrate(
     Warns
     -----
     UserWarning
-        If rotation and transposition can't be measured, or the measured radius of the bright-field disk differs by more
-        than 3 % from what `semiangle` and `k_pixel` say.
+        If rotation and transposition can't be measured, or the measured bright-field disk contradicts what is given:
+        its radius by more than 3 % what `semiangle` and `k_pixel` say, its centre by more than 3 % of the radius and
+        0.75 px `center`.
 
     Examples
     --------
@@ -347,6 +350,8 @@ def _with_disk(given: Acquisition, sources: dict[str, str], missing: set[str], m
     if "center" in missing:
         given = replace(given, center=disk.center)
         sources["center"] = "measured from the bright-field disk's edge"
+    else:
+        _compare_center(given, disk)
     if "descan" in missing:
         descan = measure_descan(
             means.tiles, means.places, disk, means.scan_shape, given.bad_pixels, to_circle=to_circle
@@ -392,6 +397,19 @@ def _compare(given: Acquisition, disk: Disk, expected: float) -> None:
         f"{semiangle} {given.semiangle:.4g} mrad and {k_pixel} {given.k_pixel[0]:.4g} 1/A make the radius of the "
         f"bright-field disk {expected:.4g} px, but {disk.radius:.4g} px were measured, {abs(difference):.0%} "
         f"{'more' if difference > 0 else 'less'}. One of the two is wrong; given one alone, the other is measured."
+    )
+
+
+def _compare_center(given: Acquisition, disk: Disk) -> None:
+    """Warn if the measured centre contradicts the given one."""
+    assert given.center is not None
+    away = math.dist(disk.center, given.center)
+    if away <= max(_RADIUS_TOLERANCE * disk.radius, _CENTER_FLOOR, 3 * disk.center_error):
+        return
+    shown, measured = (f"({row:.2f}, {column:.2f})" for row, column in (given.center, disk.center))
+    warn_user(
+        f"{given.argument_names.get('center', 'center')} is {shown} px, but the bright-field disk's centre was "
+        f"measured at {measured} px, {away:.2g} px away. Leave it out, and the measured one is used."
     )
 
 

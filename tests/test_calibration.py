@@ -545,6 +545,16 @@ class TestCalibrate:
             found = calibrate(demo, **DEMO, k_pixel=0.06)
         assert found.k_pixel == (0.06, 0.06)
 
+    def test_center_that_contradicts(self, demo):
+        center = calibrate(demo, **DEMO).center
+        given = (center[0] + 2.0, center[1])
+        message = rf"^center is \({given[0]:.2f}, .*\) px, but .* measured at \({center[0]:.2f}, .* px, 2 px away"
+        with pytest.warns(UserWarning, match=message):
+            found = calibrate(demo, **DEMO, center=given)
+        assert found.center == given
+        rounded = tuple(float(round(value)) for value in center)
+        assert calibrate(demo, **DEMO, center=rounded).center == rounded
+
     def test_agreement(self, demo):
         assert calibrate(demo, **DEMO, k_pixel=0.05).k_pixel == (0.05, 0.05)
 

@@ -299,8 +299,8 @@ class TestCalibration:
         assert resolved(calibrated, calls).semiangle == 20
 
     def test_center_from_probe_measurement(self, calibrated, calls):
-        calibrated.calibration.set_probe_param((4.5, 6.5, 9.0))
-        assert resolved(calibrated, calls).center == (6.5, 9.0)
+        calibrated.calibration.set_probe_param((4.5, 7.3, 8.5))
+        assert resolved(calibrated, calls).center == (7.3, 8.5)
 
     @pytest.mark.parametrize(
         ("set_calibration", "rotation", "transpose"),
