@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from airpi_py4d.result import Reconstruction
 
-_TEXT_BINS, _TEXT_WIDTH = 10, 40
-_SVG_BINS, _SVG_BAR, _SVG_HEIGHT = 20, 16, 100
+#: Confidence is near 1 almost everywhere: the intervals grow finer towards it.
+_EDGES = (0.0, 0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)
+_TEXT_WIDTH = 40
+_SVG_BAR, _SVG_HEIGHT = 36, 100
 _DOMAIN_UNITS = {
     "energy": "eV",
     "semiangle": "mrad",
@@ -45,17 +47,17 @@ def shown(value: Any, unit: str = "") -> str:
     return f"{text} {unit}".rstrip()
 
 
-def confidence_histogram(confidence: NDArray[np.float32], bins: int) -> NDArray[np.float64]:
-    """Part of the measured pixels in each of `bins` equal intervals from 0 to 1.
+def confidence_histogram(confidence: NDArray[np.float32]) -> list[tuple[float, float, float]]:
+    """Lower and upper edge of each interval, and the part of the measured pixels in it.
 
     Examples
     --------
-    >>> confidence_histogram(np.float32([[0.0, 0.3], [0.9, 1.0]]), 2).round(3).tolist()
-    [0.333, 0.667]
+    >>> confidence_histogram(np.float32([[0.0, 0.3], [0.992, 1.0]]))[0]
+    (0.0, 0.5, 0.3333333333333333)
     """
     measured = confidence[confidence > 0]
-    counts = np.histogram(np.minimum(measured, 1), bins, (0, 1))[0]
-    return counts / max(measured.size, 1)
+    counts = np.histogram(np.minimum(measured, 1), _EDGES)[0] / max(measured.size, 1)
+    return list(zip(_EDGES[:-1], _EDGES[1:], counts.tolist(), strict=True))
 
 
 class Report:
@@ -135,11 +137,9 @@ class Report:
             width = max((len(name) for name, _ in rows), default=0)
             return [f"  {name:<{width}}  {text}" for name, text in rows]
 
-        parts = confidence_histogram(self._reconstruction.confidence, _TEXT_BINS)
         bars = [
-            f"  {n / _TEXT_BINS:.1f} to {(n + 1) / _TEXT_BINS:.1f} |{'#' * round(part * _TEXT_WIDTH):<{_TEXT_WIDTH}}| "
-            f"{100 * part:5.1f} %"
-            for n, part in enumerate(parts)
+            f"  {low:<5} to {high:<5} |{'#' * round(part * _TEXT_WIDTH):<{_TEXT_WIDTH}}| {100 * part:5.1f} %"
+            for low, high, part in confidence_histogram(self._reconstruction.confidence)
         ]
         acquisition = [(name, f"{value} ({source})") for name, value, source in self._acquisition()]
         sections = [
@@ -180,18 +180,18 @@ class Report:
 
     def _svg(self) -> str:
         """The confidence map's histogram."""
-        parts = confidence_histogram(self._reconstruction.confidence, _SVG_BINS)
-        tallest = parts.max() or 1.0
-        width = _SVG_BINS * _SVG_BAR
+        histogram = confidence_histogram(self._reconstruction.confidence)
+        tallest = max(part for _, _, part in histogram) or 1.0
+        width = len(histogram) * _SVG_BAR
         bars = "".join(
             f'<rect x="{n * _SVG_BAR}" y="{_SVG_HEIGHT * (1 - part / tallest):.1f}" width="{_SVG_BAR - 1}" '
-            f'height="{_SVG_HEIGHT * part / tallest:.1f}"><title>{n / _SVG_BINS:.2f} to {(n + 1) / _SVG_BINS:.2f}: '
+            f'height="{_SVG_HEIGHT * part / tallest:.1f}"><title>{low} to {high}: '
             f"{100 * part:.1f} %</title></rect>"
-            for n, part in enumerate(parts)
+            for n, (low, high, part) in enumerate(histogram)
         )
         labels = "".join(
-            f'<text x="{place}" y="{_SVG_HEIGHT + 16}" text-anchor="{anchor}">{text}</text>'
-            for place, anchor, text in ((0, "start", "0"), (width / 2, "middle", "confidence"), (width, "end", "1"))
+            f'<text x="{n * _SVG_BAR}" y="{_SVG_HEIGHT + 14}" text-anchor="middle" font-size="10">{edge:g}</text>'
+            for n, edge in enumerate(_EDGES[1:-1], 1)
         )
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{_SVG_HEIGHT + 22}" role="img" '

@@ -117,8 +117,14 @@ class TestConfidence:
 
     def test_histogram(self):
         """Rounding above 1 stays in the last interval."""
-        parts = confidence_histogram(np.float32([0, 0.05, 0.15, 0.15, 1.0, 1.0000001]), 10)
-        np.testing.assert_allclose(parts, [0.2, 0.4, 0, 0, 0, 0, 0, 0, 0, 0.4])
+        histogram = confidence_histogram(np.float32([0, 0.05, 0.6, 0.7, 0.9985, 1.0, 1.0000001]))
+        assert [(low, high) for low, high, part in histogram if part] == [
+            (0, 0.5),
+            (0.5, 0.9),
+            (0.998, 0.999),
+            (0.999, 1),
+        ]
+        np.testing.assert_allclose([part for _, _, part in histogram if part], [1 / 6, 2 / 6, 1 / 6, 2 / 6])
 
 
 class TestText:
@@ -141,10 +147,10 @@ class TestText:
         assert repr(result().report()) == text
 
     def test_bars(self):
-        wave = np.repeat([0.05, 0.95], [25, 75]).astype(np.complex64).reshape(10, 10)
+        wave = np.repeat([0.05, 0.94], [25, 75]).astype(np.complex64).reshape(10, 10)
         lines = str(Reconstruction(wave, (1, 1), {}).report()).splitlines()
-        assert f"  0.0 to 0.1 |{'#' * 10}{' ' * 30}|  25.0 %" in lines
-        assert f"  0.9 to 1.0 |{'#' * 30}{' ' * 10}|  75.0 %" in lines
+        assert f"  0.0   to 0.5   |{'#' * 10}{' ' * 30}|  25.0 %" in lines
+        assert f"  0.9   to 0.95  |{'#' * 30}{' ' * 10}|  75.0 %" in lines
 
     def test_no_warnings(self):
         report = result(outside_training_domain=[], data_checks=[]).report()
@@ -206,7 +212,7 @@ class TestHtml:
         svg = ElementTree.fromstring(re.search("<svg.*</svg>", page).group())
         bars = [element for element in svg if element.tag.endswith("rect")]
         heights = np.array([float(bar.get("height")) for bar in bars])
-        parts = confidence_histogram(result().confidence, 20)
+        parts = np.array([part for _, _, part in confidence_histogram(result().confidence)])
         np.testing.assert_allclose(heights / 100, parts / parts.max(), atol=1e-3)
         np.testing.assert_allclose([float(bar.get("y")) for bar in bars], 100 - heights, atol=0.1)
         lefts = np.array([float(bar.get("x")) for bar in bars])
