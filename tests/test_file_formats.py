@@ -477,9 +477,6 @@ class TestBlockfile:
             by_hyperspy(lazy, None, self.center, convergence_angle=SEMIANGLE, k_step=K_PIXEL)
 
 
-@pytest.mark.xfail(
-    raises=pytest.fail.Exception, strict=True, reason="the engine takes empty patterns for measured ones"
-)
 def test_missing_chunk_of_zspy(tmp_path, model):
     """Zarr fills a missing chunk with zeros and doesn't say so: we do."""
     path = tmp_path / "scan.zspy"

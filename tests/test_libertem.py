@@ -283,7 +283,7 @@ class TestWarnings:
         self.compare(context, model, counts(), "The electrons per pattern are", here, strict=False)
 
     def test_domain(self, context, model):
-        self.compare(context, model, counts(), "far outside", acquisition(scan_step=3.0), strict=False)
+        self.compare(context, model, counts(), "far outside", acquisition(scan_step=6.0), strict=False)
 
 
 class TestLive:

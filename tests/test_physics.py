@@ -38,7 +38,7 @@ def counts(scan):
 def test_phase_is_the_projected_potential(scan, counts, model):
     data, acquisition = counts
     result = reconstruct(data, acquisition, model=model)
-    s = result.provenance["oversample"]
+    s, _ = result.provenance["oversample"]
     phase = result.phase[::s, ::s]
     assert phase.shape == scan.phase.shape
     assert cross_correlation(phase, scan.phase) > 0.9
