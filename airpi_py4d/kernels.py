@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,39 +49,39 @@ def summed_rows(rows: Iterable[Row], neighbours: int, stride: int) -> Iterator[R
     >>> len(sums), sums[0][0].ravel().tolist()
     (2, [9.0, 9.0, 9.0])
     """
-    if neighbours == stride == 1:
-        yield from rows
-        return
     half = neighbours // 2
-    held: deque[tuple[int, NDArray[np.float32], NDArray[np.int64]]] = deque(maxlen=neighbours)
+    held: deque[Row] = deque(maxlen=neighbours)
+    centre = number = 0
+    for number, row in enumerate(rows):
+        held.append(row)
+        if number == centre + half:
+            yield sum_of_rows(list(held), neighbours, stride)
+            centre += stride
+    oldest = number + 1 - len(held)
+    for last in range(centre, number + 1, stride):
+        yield sum_of_rows(list(held)[max(last - half - oldest, 0) :], neighbours, stride)
 
-    def along_columns(patterns: NDArray[np.float32], valid: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
-        centres = np.arange(0, len(patterns), stride)
-        total = np.zeros((len(centres), *patterns.shape[1:]), np.float32)
-        count = np.zeros(len(centres), int)
-        for offset in range(-half, half + 1):
-            inside = (centres + offset >= 0) & (centres + offset < len(patterns))
-            taken = centres[inside] + offset
-            inside[inside] = valid[taken]
-            taken = centres[inside] + offset
-            total[inside] += patterns[taken]
-            count += inside
-        return total, count
 
-    def around(centre: int) -> Row:
-        near = [entry for entry in held if abs(entry[0] - centre) <= half]
-        count = np.sum([entry[2] for entry in near], axis=0)
-        total = np.sum([entry[1] for entry in near], axis=0)
-        return total * (neighbours**2 / np.maximum(count, 1)).astype(np.float32)[:, None, None], count > 0
+def sum_of_rows(rows: Sequence[Row], neighbours: int, stride: int) -> Row:
+    """One row of the sums of `summed_rows`, of the scan rows that go into it.
 
-    number = -1
-    for number, (patterns, valid) in enumerate(rows):
-        held.append((number, *along_columns(patterns, valid)))
-        if number >= half and (number - half) % stride == 0:
-            yield around(number - half)
-    for centre in range(max(number - half + 1, 0), number + 1):
-        if centre % stride == 0:
-            yield around(centre)
+    Parameters
+    ----------
+    rows : sequence of Row
+        As many as `neighbours`, or fewer at the scan's edges.
+    neighbours, stride : int
+    """
+    if neighbours == stride == 1:
+        return rows[0]
+    patterns = np.sum([np.where(valid[:, None, None], patterns, 0) for patterns, valid in rows], axis=0)
+    number = np.sum([valid for _, valid in rows], axis=0)
+    centres = np.arange(0, len(patterns), stride)
+    total, count = np.zeros_like(patterns[centres]), np.zeros(len(centres), int)
+    for offset in range(-(neighbours // 2), neighbours // 2 + 1):
+        inside = (centres + offset >= 0) & (centres + offset < len(patterns))
+        total[inside] += patterns[centres[inside] + offset]
+        count[inside] += number[centres[inside] + offset]
+    return total * (neighbours**2 / np.maximum(count, 1)).astype(np.float32)[:, None, None], count > 0
 
 
 def kernel_batches(

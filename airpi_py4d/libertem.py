@@ -22,7 +22,7 @@ from airpi_py4d.acquisition import Acquisition
 from airpi_py4d.checks import _EMPTY, _GOOD, _NEGATIVE, _NEVER_EMPTY, BadPositions
 from airpi_py4d.domain import ElectronCheck, check_acquisition
 from airpi_py4d.engine import _BATCH
-from airpi_py4d.kernels import Row, kernel_batches
+from airpi_py4d.kernels import Row, kernel_batches, sum_of_rows
 from airpi_py4d.model import Model
 from airpi_py4d.patterns import Resampling
 from airpi_py4d.plan import Plan
@@ -50,17 +50,30 @@ def _resampling(plan: bytes) -> Resampling:
     return resampling
 
 
-def _kernel_rows(plan: Plan, centre: int) -> tuple[int, int, int]:
-    """The scan rows of the kernels around a scan row."""
+def _summed(plan: Plan, row: int) -> range:
+    """The scan rows that go into a reconstructed row's sums."""
+    centre, half = row * plan.stride, plan.sum_neighbours // 2
+    return range(max(centre - half, 0), min(centre + half + 1, plan.data_shape[0]))
+
+
+def _kernel_rows(plan: Plan, centre: int) -> list[range]:
+    """The scan rows of the kernels around a reconstructed row: those above, in and below it."""
     above = plan.spacing[0]
-    return max(centre - above, 0), centre, min(centre + above, plan.scan_shape[0] - 1)
+    three = max(centre - above, 0), centre, min(centre + above, plan.scan_shape[0] - 1)
+    return [_summed(plan, row) for row in three]
 
 
 def _centres(plan: Plan, row: int) -> list[int]:
-    """The scan rows whose kernels need a scan row."""
-    above = plan.spacing[0]
-    near = range(max(row - above, 0), min(row + above + 1, plan.scan_shape[0]))
-    return [centre for centre in near if row in _kernel_rows(plan, centre)]
+    """The reconstructed rows whose kernels need a scan row."""
+    reach = plan.spacing[0] + -(-(plan.sum_neighbours // 2) // plan.stride)
+    nearest = row // plan.stride
+    near = range(max(nearest - reach, 0), min(nearest + reach + 2, plan.scan_shape[0]))
+    return [centre for centre in near if any(row in rows for rows in _kernel_rows(plan, centre))]
+
+
+def _reconstructed(plan: Plan, rows: range) -> range:
+    """The reconstructed rows whose positions lie in neighbouring scan rows."""
+    return range(-(-rows.start // plan.stride), -(-rows.stop // plan.stride))
 
 
 @dataclass
@@ -71,17 +84,20 @@ class _Band:
     ----------
     first : int
         The first scan row.
+    rows : range
+        The reconstructed rows.
     stitcher : Stitcher
     bad : BadPositions
     electrons : ndarray, shape (rows, columns)
         In each pattern on the model's grid.
     done : set of int
-        Scan rows whose positions are in the image.
+        Reconstructed rows whose positions are in the image.
     held : dict of int to Row
         Complete scan rows that positions which aren't done need.
     """
 
     first: int
+    rows: range
     stitcher: Stitcher
     bad: BadPositions
     electrons: NDArray[np.float32]
@@ -90,15 +106,19 @@ class _Band:
 
     @classmethod
     def of(cls, plan: Plan, rows: range) -> _Band:
-        shape = len(rows), plan.scan_shape[1]
-        bad = BadPositions(shape, plan.acquisition)
-        return cls(rows.start, plan.stitcher(len(rows)), bad, np.zeros(shape, np.float32))
+        shape = len(rows), plan.data_shape[1]
+        bad, reconstructed = BadPositions(shape, plan.acquisition), _reconstructed(plan, rows)
+        # a band between two reconstructed rows has no image; its stitcher is never used
+        stitcher = plan.stitcher(max(len(reconstructed), 1))
+        return cls(rows.start, reconstructed, stitcher, bad, np.zeros(shape, np.float32))
 
     def add(self, plan: Plan, model: Model, number: int, row: Row) -> None:
         """Add a complete scan row's patterns, and to the image the positions whose kernels they complete."""
         self.held[number] = row
         for centre in _centres(plan, number):
-            if centre not in self.done and all(n in self.held for n in _kernel_rows(plan, centre)):
+            needed = _kernel_rows(plan, centre)
+            here = centre in self.rows and centre not in self.done
+            if here and all(n in self.held for rows in needed for n in rows):
                 self._infer(plan, model, centre)
         self.drop(plan)
 
@@ -108,11 +128,14 @@ class _Band:
 
     def _infer(self, plan: Plan, model: Model, centre: int) -> None:
         geometry = plan.geometry(_BATCH)
-        three = [self.held[n] for n in _kernel_rows(plan, centre)]
+        three = [
+            sum_of_rows([self.held[n] for n in rows], plan.sum_neighbours, plan.stride)
+            for rows in _kernel_rows(plan, centre)
+        ]
         for place, first, kernels, measured in kernel_batches(three, (1, plan.spacing[1]), _BATCH):
             if place == 1:
                 patches = model(kernels, geometry[: len(kernels)])
-                self.stitcher.add_row(centre - self.first, first, patches, measured)
+                self.stitcher.add_row(centre - self.rows.start, first, patches, measured)
         self.done.add(centre)
 
 
@@ -149,14 +172,14 @@ class _Partition:
     def __init__(self, plan: Plan, model: Model, positions: range, dtype: Any) -> None:
         self._plan, self._model, self._resampling = plan, model, _resampling(pickle.dumps(plan))
         self._positions, self._dtype = positions, np.dtype(dtype)
-        columns = plan.scan_shape[1]
+        columns = plan.data_shape[1]
         self._band = _Band.of(plan, range(positions.start // columns, (positions.stop - 1) // columns + 1))
         self._fragments: list[tuple[int, int, NDArray[np.float32]]] = []
         self._begin(positions.start)
 
     def _begin(self, start: int) -> None:
         """Begin a scan row, or what the partition has of it; patterns that never come stay empty."""
-        columns = self._plan.scan_shape[1]
+        columns = self._plan.data_shape[1]
         stop = min((start // columns + 1) * columns, self._positions.stop)
         self._row = range(start, stop)
         self._patterns = np.zeros((len(self._row), *self._plan.data_shape[2:]), self._dtype)
@@ -169,10 +192,10 @@ class _Partition:
         self._patterns[position - self._row.start] = pattern
 
     def _end(self) -> None:
-        row, first = divmod(self._row.start, self._plan.scan_shape[1])
+        row, first = divmod(self._row.start, self._plan.data_shape[1])
         here = slice(first, first + len(self._row))
         bad, number = self._band.bad, row - self._band.first
-        whole = len(self._row) == self._plan.scan_shape[1]
+        whole = len(self._row) == self._plan.data_shape[1]
         if whole:
             bad.add(number, 0, self._patterns)
         else:  # which empty patterns are missing shows when the row is complete
@@ -210,11 +233,12 @@ class _Scan:
         self._started = time.perf_counter()
         self._seconds = 0.0
         self._plan = plan
-        self._outside = check_acquisition(plan.contract, plan.data_shape[2:], plan.acquisition, strict=strict)
+        self._outside = check_acquisition(plan.contract, plan.data_shape[2:], plan.reconstructed, strict=strict)
         self._checks: list[str] = []
-        self._band = _Band.of(plan, range(plan.scan_shape[0]))
-        self._electrons = ElectronCheck(plan.contract, plan.scan_shape, strict=strict)
-        self._arrived = np.zeros(plan.scan_shape, bool)
+        self._band = _Band.of(plan, range(plan.data_shape[0]))
+        scan_shape = plan.data_shape[:2]
+        self._electrons = ElectronCheck(plan.contract, scan_shape, plan.sum_neighbours**2, strict=strict)
+        self._arrived = np.zeros(scan_shape, bool)
         self._fragments: dict[int, NDArray[np.float32]] = {}
 
     @property
@@ -223,14 +247,15 @@ class _Scan:
 
     def merge(self, part: _Part, model: Model) -> None:
         """Add a part, and the seams that it completes; after the last one, judge the whole scan's patterns."""
-        plan, band, columns = self._plan, self._band, self._plan.scan_shape[1]
+        plan, band, columns = self._plan, self._band, self._plan.data_shape[1]
         positions = slice(part.positions.start, part.positions.stop)
         offset = part.positions.start - part.band.first * columns
         _merge_bad(band.bad, positions, part.band.bad, offset)
         sums = part.band.electrons.ravel()[offset : offset + len(part.positions)]
         band.electrons.ravel()[positions] = sums
         self._arrived.ravel()[positions] = True
-        band.stitcher.merge(part.band.stitcher, part.band.first)
+        if part.band.done:
+            band.stitcher.merge(part.band.stitcher, part.band.rows.start)
         band.done |= part.band.done
         for row in range(part.band.first, part.band.first + len(part.band.electrons)):
             if row not in (fragment[0] for fragment in part.fragments):
@@ -312,6 +337,8 @@ class AirpiUDF(UDF):
     oversample : int, optional
         Image pixels per scan step. By default the smallest number that makes the pixel no larger than the model's,
         along rows and columns each.
+    sum_neighbours, stride : int
+        Data repetition, see `airpi_py4d.reconstruct`.
     strict : bool
         Raise where the acquisition or the data lie far outside of what the model was trained on; False warns instead.
 
@@ -356,6 +383,8 @@ class AirpiUDF(UDF):
         model: str | Path | None = None,
         device: str = "auto",
         oversample: int | None = None,
+        sum_neighbours: int = 1,
+        stride: int = 1,
         strict: bool = True,
     ) -> None:
         if acquisition.center is None:
@@ -368,7 +397,15 @@ class AirpiUDF(UDF):
         if model is not None and Path(model).is_file():
             model = Path(model).resolve()
         model = None if model is None else str(model)
-        super().__init__(acquisition=acquisition, model=model, device=device, oversample=oversample, strict=strict)
+        super().__init__(
+            acquisition=acquisition,
+            model=model,
+            device=device,
+            oversample=oversample,
+            sum_neighbours=sum_neighbours,
+            stride=stride,
+            strict=strict,
+        )
 
     def _model(self) -> Model:
         return _loaded(self.params.model, self.params.device, self.meta.threads_per_worker)
@@ -377,7 +414,8 @@ class AirpiUDF(UDF):
         if self.meta.dataset_shape.sig.dims != 2:
             raise ValueError(f"data has the shape {self.meta.dataset_shape}, expected two signal dimensions.")
         data = SimpleNamespace(shape=tuple(self.meta.dataset_shape), dtype=self.meta.input_dtype)
-        return Plan.of(self.params.acquisition, self._model().contract, data, self.params.oversample)
+        repetition = self.params.sum_neighbours, self.params.stride
+        return Plan.of(self.params.acquisition, self._model().contract, data, self.params.oversample, *repetition)
 
     def get_preferred_input_dtype(self) -> Any:
         """The data's own: counts stay integers."""

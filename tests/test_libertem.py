@@ -172,6 +172,19 @@ def test_acquisitions(context, model, name, partitions):
     check(context, counts(), here, partitions, expected)
 
 
+@pytest.mark.parametrize("partitions", [3, 11, 40])
+@pytest.mark.parametrize(("sum_neighbours", "stride", "scan_step"), [(5, 2, 0.15), (1, 3, 0.1), (3, 2, (0.1, 0.22))])
+def test_data_repetition(context, model, partitions, sum_neighbours, stride, scan_step):
+    """With partitions of many rows, of one row (11) and parts of rows (40), and with missing patterns."""
+    data = counts((11, 8, 32, 32))
+    data[4, 2] = data[9, 7] = 0
+    options = {"sum_neighbours": sum_neighbours, "stride": stride}
+    with pytest.warns(UserWarning, match="empty"):
+        expected = reconstruct(data, acquisition(scan_step=scan_step), model=model, **options)
+    with pytest.warns(UserWarning, match="empty"):
+        check(context, data, acquisition(scan_step=scan_step), partitions, expected, **options)
+
+
 def test_oversample(context, model):
     expected = reconstruct(counts(), acquisition(), model=model, oversample=3)
     check(context, counts(), acquisition(), 4, expected, oversample=3)
