@@ -67,7 +67,7 @@ INPUTS: dict[str, dict[str, Any]] = {
     },
     "center": {
         "shape": [2],
-        "axes": "row, column",
+        "axes": "(row, column)",
         "unit": "px",
         "description": "optical axis on the detector; the first pixel's centre is (0, 0)",
     },
