@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from airpi_py4d.models import SCHEMA, find, read
+from airpi_py4d.models import GRIDS, SCHEMA, find, read
 
 DEFAULT_MODEL = "airpi-2"
 _INSTALL = 'Install one of them: pip install "airpi_py4d[cpu]" (any machine) or pip install "airpi_py4d[gpu]" (NVIDIA).'
@@ -26,8 +26,9 @@ class Contract:
     name, version : str
     grid_pixels : int
         Side of the patterns [px].
-    aperture_pixels : float
-        Radius of the bright-field disk on that grid [px]: the k-pixel is k0 / aperture_pixels.
+    aperture_pixels : float or None
+        Radius of the bright-field disk on that grid [px]: the k-pixel is k0 / aperture_pixels. None for a model that
+        takes the whole detector on its grid: the k-pixel is the detector's longer side / grid_pixels.
     object_pixels : int
         Side of the object patches [px], of size 1 / (grid_pixels * k-pixel).
     domain : dict of str to (float, float)
@@ -38,9 +39,14 @@ class Contract:
     name: str
     version: str
     grid_pixels: int
-    aperture_pixels: float
+    aperture_pixels: float | None
     object_pixels: int
     domain: dict[str, tuple[float, float]]
+
+    @property
+    def geometry_values(self) -> int:
+        """Numbers in the `geometry` of a kernel."""
+        return 3 if self.aperture_pixels is not None else 5
 
 
 def read_contract(metadata: dict[str, str], origin: str) -> Contract:
@@ -61,20 +67,20 @@ def read_contract(metadata: dict[str, str], origin: str) -> Contract:
     try:
         grid, output, domain = (json.loads(metadata[key]) for key in ("grid", "output", "domain"))
         kinds = grid["kind"], output["kind"]
-        if kinds == ("aperture", "object_patch"):
+        if kinds[0] in GRIDS and kinds[1] == "object_patch":
             return Contract(
                 name=metadata["name"],
                 version=metadata["version"],
                 grid_pixels=int(grid["pixels"]),
-                aperture_pixels=float(grid["aperture_radius"]),
+                aperture_pixels=float(grid["aperture_radius"]) if kinds[0] == "aperture" else None,
                 object_pixels=int(output["pixels"]),
                 domain={name: (float(low), float(high)) for name, (low, high) in domain.items()},
             )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"model {origin} has incomplete airpi metadata: {error!r}; export it again.") from error
     raise ValueError(
-        f"model {origin} takes patterns on a {kinds[0]!r} grid and gives {kinds[1]!r}; this engine serves 'aperture' "
-        "grids and 'object_patch' outputs."
+        f"model {origin} takes patterns on a {kinds[0]!r} grid and gives {kinds[1]!r}; this engine serves "
+        f"{' and '.join(map(repr, GRIDS))} grids and 'object_patch' outputs."
     )
 
 
@@ -151,21 +157,21 @@ class Model:
             )
         self.contract = read_contract(self._session.get_modelmeta().custom_metadata_map, str(path))
         self.sha256 = hashlib.sha256(content).hexdigest()
-        n = self.contract.grid_pixels
+        n, values = self.contract.grid_pixels, self.contract.geometry_values
         inputs = {entry.name: (entry.type, entry.shape) for entry in self._session.get_inputs()}
         shapes = {name: shape[1:] for name, (_, shape) in inputs.items()}
         if (
-            shapes != {"patterns": [3, 3, n, n], "geometry": [3]}
+            shapes != {"patterns": [3, 3, n, n], "geometry": [values]}
             or any(kind != "tensor(float)" for kind, _ in inputs.values())
             or any(isinstance(shape[0], int) for _, shape in inputs.values())
         ):
             raise ValueError(
                 f"model {path} has the inputs {inputs}; its metadata promise float32 patterns (n, 3, 3, {n}, {n}) and "
-                "geometry (n, 3), for any batch size n."
+                f"geometry (n, {values}), for any batch size n."
             )
 
     def __call__(self, patterns: NDArray[np.float32], geometry: NDArray[np.float32]) -> NDArray[np.complex64]:
-        """Object patches, shape (n, p, p), of kernels (n, 3, 3, grid, grid) [electrons] and geometry (n, 3)."""
+        """Object patches, shape (n, p, p), of kernels (n, 3, 3, grid, grid) [electrons] and geometry (n, 3 or 5)."""
         parts = self._session.run(None, {"patterns": patterns, "geometry": geometry})[0]
         p = self.contract.object_pixels
         if parts.shape != (len(patterns), p, p, 2):

@@ -48,6 +48,22 @@ def relative_geometry(acquisition: Acquisition) -> tuple[float, float, float]:
     return step * k0, float(defocus), float(spherical)
 
 
+def grid_k_pixel(contract: Contract, acquisition: Acquisition, detector_shape: tuple[int, int]) -> float:
+    """Pixel size of the model's grid [1/A].
+
+    Examples
+    --------
+    >>> acquisition = Acquisition(300e3, 20.0, 0.2, (0.05, 0.05))
+    >>> aperture = Contract("example", "1", 64, 12.0, 16, {})
+    >>> whole_detector = Contract("example", "1", 64, None, 64, {})
+    >>> [round(grid_k_pixel(contract, acquisition, (96, 128)), 4) for contract in (aperture, whole_detector)]
+    [0.0847, 0.1]
+    """
+    if contract.aperture_pixels is not None:
+        return acquisition.aperture_radius / contract.aperture_pixels
+    return float(np.multiply(acquisition.k_pixel, detector_shape).max()) / contract.grid_pixels
+
+
 def _whole(name: str, value: Any, odd: bool = False) -> int:
     """A whole number of at least 1."""
     if isinstance(value, (int, np.integer)) and value >= 1 and not (odd and value % 2 == 0):
@@ -108,7 +124,7 @@ class Plan:
         if oversample is not None:
             down = right = _whole("oversample", oversample)
         else:
-            size = contract.aperture_pixels / (contract.grid_pixels * acquisition.aperture_radius)
+            size = 1 / (contract.grid_pixels * grid_k_pixel(contract, acquisition, (detector[0], detector[1])))
             down, right = (max(1, math.ceil(step * stride / size - 1e-6)) for step in acquisition.scan_step)
         shape = (rows, columns, detector[0], detector[1])
         return cls(acquisition, contract, shape, sum_neighbours, stride, (down, right))
@@ -133,7 +149,7 @@ class Plan:
     @property
     def grid_k_pixel(self) -> float:
         """Pixel size of the model's grid [1/A]."""
-        return self.acquisition.aperture_radius / self.contract.aperture_pixels
+        return grid_k_pixel(self.contract, self.acquisition, self.data_shape[2:])
 
     @property
     def spacing(self) -> tuple[int, int]:
@@ -141,8 +157,12 @@ class Plan:
         return kernel_spacing(self.reconstructed.scan_step)
 
     def geometry(self, batch: int) -> NDArray[np.float32]:
-        """The model's `geometry` input, shape (batch, 3)."""
-        return np.tile(np.array(relative_geometry(self.reconstructed), np.float32), (batch, 1))
+        """The model's `geometry` input, shape (batch, 3); (batch, 5) for one that takes the whole detector."""
+        values: tuple[float, ...] = relative_geometry(self.reconstructed)
+        if self.contract.aperture_pixels is None:
+            radius = self.acquisition.aperture_radius
+            values = (*values, radius / self.grid_k_pixel, values[0] / radius)
+        return np.tile(np.array(values, np.float32), (batch, 1))
 
     def resampling(self) -> Resampling:
         """Raw patterns to the model's grid."""

@@ -194,6 +194,7 @@ def _probe(
     k_squared = (index[:, None] ** 2 + index[None] ** 2) / PROBE_RADIUS**2
     aperture = k_squared < 1
     position = np.arange(contract.object_pixels) - contract.object_pixels // 2
+    assert contract.aperture_pixels is not None
     pixel = contract.aperture_pixels / contract.grid_pixels / PROBE_RADIUS
     cosines = np.cos(2 * np.pi * pixel * position[:, None] * index)
     aberrations = graph.single(defocus_phase * k_squared + spherical_phase * k_squared**2)
@@ -222,6 +223,7 @@ def _complex(graph: _Graph, real: _Value, imaginary: _Value, output: str = "") -
 
 def _prepare(graph: _Graph, contract: Contract) -> _Value:
     """Everything before the model: its inputs, and what depends on the calibration only. Returns the probe."""
+    assert contract.aperture_pixels is not None
     energy, semiangle, k_pixel, step, defocus, spherical, center = (
         graph.double(_Value(graph, name)) for name in list(INPUTS)[1:]
     )
@@ -308,6 +310,8 @@ def self_contained(content: bytes, origin: str = "model") -> onnx.ModelProto:
     model = onnx.load_from_string(content)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     contract = read_contract(properties, origin)
+    if contract.aperture_pixels is None:
+        raise ValueError(f"{origin} takes the whole detector; a self-contained graph is made of 'aperture' grids.")
     versions = {entry.domain: entry.version for entry in model.opset_import}
     domains = {node.domain for node in model.graph.node}
     if versions.get("") != OPSET or domains != {""}:

@@ -21,6 +21,7 @@ import tensorflow as tf
 import tf2onnx
 from numpy.typing import NDArray
 
+from airpi_py4d.plan import CITATION
 from training.batches import DOSE_RANGE, Batches
 from training.config import read_config
 from training.dataset import KERNELS, load_shards
@@ -105,7 +106,7 @@ def metadata(name: str, version: str, config: dict, data: Path, parameters: NDAr
             }
         ),
         "license": "GPL-3.0-or-later",
-        "citation": "Friedrich, Yu, Verbeeck, Van Aert, Microsc. Microanal. 29 (2023) 395, doi 10.1093/micmic/ozac002",
+        "citation": CITATION,
     }
 
 
@@ -122,9 +123,10 @@ def convert(model: keras.Model, properties: dict[str, str]) -> onnx.ModelProto:
     graph, _ = tf2onnx.convert.from_function(object_patch, signature, opset=OPSET)
     for key, value in properties.items():
         graph.metadata_props.add(key=key, value=value)
+    inputs = json.loads(properties["inputs"])
     for entry in graph.graph.input:
-        entry.doc_string = INPUTS[entry.name]["description"]
-    graph.graph.output[0].doc_string = str(OUTPUT["description"])
+        entry.doc_string = inputs[entry.name]["description"]
+    graph.graph.output[0].doc_string = json.loads(properties["output"])["description"]
     onnx.checker.check_model(graph, full_check=True)
     return graph
 

@@ -114,7 +114,9 @@ class TestRefused:
         ],
     )
     def test_kind(self, path, entries, problem):
-        with pytest.raises(ValueError, match=f"{problem}; this engine serves 'aperture' grids and 'object_patch'"):
+        with pytest.raises(
+            ValueError, match=f"{problem}; this engine serves 'aperture' and 'whole_detector' grids and 'object_patch'"
+        ):
             Model(write_model(path, changed(**entries)), "cpu")
 
     @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from airpi_py4d.report import _DOMAIN_UNITS, shown
 
 #: Version of the metadata schema that this package reads.
 SCHEMA = "1"
+#: Kinds of grids that the engine serves.
+GRIDS = ("aperture", "whole_detector")
 VARIABLE = "AIRPI_MODELS"
 _SHIPPED = Path(__file__).parent
 _MANIFEST = _SHIPPED / "SHA256SUMS"
@@ -166,7 +168,7 @@ def _entry(path: Path) -> Entry:
         kind = json.loads(metadata.get("grid", "{}")).get("kind")
         if metadata["airpi_schema"] != SCHEMA:
             problem = f"metadata of schema {metadata['airpi_schema']!r}, unknown to this version of airpi_py4d"
-        elif kind != "aperture":
+        elif kind not in GRIDS:
             problem = f"takes patterns on a {kind!r} grid: for other programs, not for airpi_py4d"
     except (OSError, ValueError, AttributeError) as error:
         problem = str(error)
