@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from airpi_py4d import Acquisition, models, reconstruct
 from airpi_py4d.demo import demo_path
-from export.self_contained import OPSET, self_contained
+from export.self_contained import self_contained
 
 #: Calibration of the demo scan, which lies in its file too.
 DEMO = Acquisition(80e3, 25.0, (0.25, 0.25), (0.05, 0.05), center=(31, 31))
@@ -194,7 +194,9 @@ def package(model: Path, output: Path, keras: Path | None = None) -> Path:
                 _tensor(v0_5.OutputTensorDescr, v0_5.IndexOutputAxis, name, entry, folder, results[name])
                 for name, entry in described["outputs"].items()
             ],
-            weights=v0_5.WeightsDescr(onnx=v0_5.OnnxWeightsDescr(source=weights, opset_version=OPSET)),
+            weights=v0_5.WeightsDescr(
+                onnx=v0_5.OnnxWeightsDescr(source=weights, opset_version=graph.opset_import[0].version)
+            ),
             config=v0_5.Config(bioimageio=v0_5.BioimageioConfig(reproducibility_tolerance=tolerances)),
         )
         return save_bioimageio_package(description, output_path=output)

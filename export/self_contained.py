@@ -23,7 +23,8 @@ from onnx import TensorProto, compose, helper, numpy_helper, shape_inference
 from airpi_py4d import optics, patterns, stitching
 from airpi_py4d.model import Contract, read_contract
 
-OPSET = 17
+#: Versions of ai.onnx whose operators the graph is written in: that of the model.
+OPSETS = range(17, 22)
 #: Radius of the aperture on the grid that the probe is summed over [px]; no grid point lies on the edge.
 PROBE_RADIUS = 24.5
 _WRAPPED = "model/"
@@ -314,10 +315,10 @@ def self_contained(content: bytes, origin: str = "model") -> onnx.ModelProto:
         raise ValueError(f"{origin} takes the whole detector; a self-contained graph is made of 'aperture' grids.")
     versions = {entry.domain: entry.version for entry in model.opset_import}
     domains = {node.domain for node in model.graph.node}
-    if versions.get("") != OPSET or domains != {""}:
+    if versions.get("") not in OPSETS or domains != {""}:
         raise ValueError(
             f"{origin} has operators of {sorted(domains)}, opset {versions.get('')}; expected ai.onnx's own, opset "
-            f"{OPSET}: export it with export.to_onnx."
+            f"{OPSETS[0]} to {OPSETS[-1]}: export it again."
         )
     inner = compose.add_prefix(model, _WRAPPED).graph
     graph = _Graph()
@@ -342,7 +343,7 @@ def self_contained(content: bytes, origin: str = "model") -> onnx.ModelProto:
     )
     result = helper.make_model(
         whole,
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=[helper.make_opsetid("", versions[""])],
         ir_version=model.ir_version,
         producer_name="airpi_py4d",
         doc_string=__doc__.split("\n")[0],
