@@ -265,6 +265,7 @@ class TestShipped:
         assert {node.domain for node in graph.graph.node} == {""}  # ONNX's own operators only
         assert [entry.name for entry in graph.graph.input] == ["patterns", "geometry"]
         assert [entry.name for entry in graph.graph.output] == ["object_patch"]
+        assert all(entry.doc_string for entry in (*graph.graph.input, *graph.graph.output))
 
     def test_metadata(self, graph):
         metadata = {entry.key: entry.value for entry in graph.metadata_props}

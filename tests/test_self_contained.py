@@ -20,7 +20,7 @@ from scipy.special import j1
 
 from airpi_py4d import Acquisition, models, optics, reconstruct
 from airpi_py4d.demo import demo_path
-from airpi_py4d.model import Model
+from airpi_py4d.model import DEFAULT_MODEL, Model
 from airpi_py4d.patterns import Resampling
 from airpi_py4d.plan import relative_geometry
 from airpi_py4d.stitching import probe_weights
@@ -33,7 +33,7 @@ DEMO = Acquisition(80e3, 25.0, 0.25, (0.05, 0.05), center=(31, 31))
 
 @pytest.fixture(scope="module")
 def shipped():
-    return models.find("airpi-2")
+    return models.find(DEFAULT_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +138,13 @@ class TestGraph:
         assert list(json.loads(metadata["inputs"])) == [entry.name for entry in graph.graph.input]
         assert list(json.loads(metadata["outputs"])) == [entry.name for entry in graph.graph.output]
         wrapped = json.loads(metadata["wraps"])
-        assert wrapped == {"name": "airpi-2", "version": "1", "sha256": hashlib.sha256(content).hexdigest()}
+        named = {name: before[name] for name in ("name", "version")}
+        assert wrapped == {**named, "sha256": hashlib.sha256(content).hexdigest()}
 
-    def test_described(self, path):
+    def test_described(self, path, shipped):
         text = " ".join(str(models.describe(path)).split())
         assert "k_pixel [1/A], 1: size of a detector pixel" in text
-        assert "wraps airpi-2, version 1" in text
+        assert f"wraps {DEFAULT_MODEL}, version {models.describe(shipped).metadata['version']}" in text
         assert "weights [1], 16 x 16" in text
 
     def test_reference_implementation(self, graph, session, scan):

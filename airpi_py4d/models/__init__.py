@@ -270,6 +270,13 @@ def _sections(metadata: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     training = metadata.get("training", {})
     digest = training.get("data_configuration_sha256", "not stated")
     yield "training", f"{training.get('samples', 'unknown number of')} samples, SHA-256 of their configuration {digest}"
+    if "figures" in metadata:
+        found = metadata["figures"]
+        values = (
+            f"{specimen}: {', '.join(f'{dose} {xc:.3f}' for dose, xc in doses.items())}"
+            for specimen, doses in found["xc"].items()
+        )
+        yield "figures", "\n".join([found["description"], *values])
     if "wraps" in metadata:
         wrapped = metadata["wraps"]
         yield "wraps", f"{wrapped['name']}, version {wrapped['version']}, SHA-256 {wrapped['sha256']}"
