@@ -3,12 +3,15 @@
     python -m training.dataset CONFIG FOLDER --shards 90
 
 Shard n depends on the configuration's seed and on n alone, and appears whole or not at all, so a run can be
-killed at any moment and started again: only missing shards are made.
+killed at any moment and started again: only missing shards are made. `manifest.json` lists them with their hashes.
+A configuration with `bright_field_ratio_range` gives patterns on the detector's own grid (`training.supercell`),
+others on the aperture grid (`training.simulation`).
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -19,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from training import supercell
 from training.config import read_config
 from training.simulation import MAXIMUM_GRID, SCAN, Scan, random_beam, simulate_scan
 from training.structures import random_specimen
@@ -28,17 +32,31 @@ KERNELS = (SCAN - 2) ** 2  # samples that one scan gives
 PARAMETERS = ("energy", "semiangle", "defocus", "spherical_aberration", "scan_step", "thickness")
 
 
-def make_shard(config: dict, number: int) -> dict[str, NDArray]:
+def on_detector_grid(config: dict) -> bool:
+    """Whether the configuration's patterns are on the detector's own grid."""
+    return "bright_field_ratio_range" in config["scan"]
+
+
+def parameter_names(config: dict) -> tuple[str, ...]:
+    """Columns of `parameters` of the configuration's shards."""
+    return supercell.PARAMETERS if on_detector_grid(config) else PARAMETERS
+
+
+def make_shard(config: dict, number: int, device: str = "cpu") -> dict[str, NDArray]:
     """Simulate the scans of one shard.
 
     Returns
     -------
     dict of ndarray
-        The arrays of `training.simulation.Scan` with a leading axis over scans, `patterns` as the amplitudes
-        sqrt(I) in float16 under `amplitudes`; `parameters` (n, 6) as in PARAMETERS; `kinds` (n,); `skipped`, the
-        number of draws that were empty, reserved or too large.
+        The arrays of `training.simulation.Scan` or `training.supercell.DetectorScan` with a leading axis over scans,
+        `patterns` as the amplitudes sqrt(I) in float16 under `amplitudes`; `parameters` as in `parameter_names`;
+        `kinds` (n,); `skipped`, the number of draws that were empty, reserved, unphysical or too large.
     """
     rng = np.random.default_rng([config["seed"], number])
+    if on_detector_grid(config):
+        return _detector_shard(config, rng, device)
+    if device != "cpu":
+        raise ValueError(f"device is {device!r}; the aperture grid is simulated on the 'cpu' alone.")
     scans: list[Scan] = []
     parameters, kinds, skipped = [], [], 0
     while len(scans) < config["scans_per_shard"]:
@@ -61,10 +79,30 @@ def make_shard(config: dict, number: int) -> dict[str, NDArray]:
                 specimen.thickness,
             )
         )
-    shard = {
-        name: np.stack([getattr(scan, name) for scan in scans])
-        for name in ("exit_wave", "exit_wave_midplane", "probe", "probe_midplane", "phase")
-    }
+    names = ("exit_wave", "exit_wave_midplane", "probe", "probe_midplane", "phase")
+    return _stacked(scans, names, parameters, kinds, skipped)
+
+
+def _detector_shard(config: dict, rng: np.random.Generator, device: str) -> dict[str, NDArray]:
+    scans: list[supercell.DetectorScan] = []
+    parameters, kinds, skipped = [], [], 0
+    while len(scans) < config["scans_per_shard"]:
+        illumination = supercell.random_detector_illumination(rng, config)
+        specimen = random_specimen(rng, illumination.side, config["specimens"])
+        if specimen is None:
+            skipped += 1
+            continue
+        scans.append(supercell.simulate_detector_scan(specimen, illumination, rng, config["simulation"], device))
+        kinds.append(specimen.kind)
+        parameters.append(supercell.parameters(specimen, illumination, scans[-1]))
+    shard = _stacked(scans, ("exit_wave", "phase"), parameters, kinds, skipped)
+    return shard | {"phase": shard["phase"].astype(np.float16)}
+
+
+def _stacked(
+    scans: list, names: tuple[str, ...], parameters: list, kinds: list[str], skipped: int
+) -> dict[str, NDArray]:
+    shard = {name: np.stack([getattr(scan, name) for scan in scans]) for name in names}
     shard["amplitudes"] = np.sqrt(np.stack([scan.patterns for scan in scans])).astype(np.float16)
     return shard | {
         "parameters": np.array(parameters),
@@ -78,20 +116,39 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard_{number:05d}.npz"
 
 
-def write_shard(task: tuple[dict, Path, int]) -> int:
-    """Make and write one shard (config, folder, number), atomically; returns its number."""
-    config, folder, number = task
+def write_shard(task: tuple[dict, Path, int] | tuple[dict, Path, int, str]) -> tuple[int, str]:
+    """Make and write one shard (config, folder, number, device), atomically; returns its number and SHA-256."""
+    config, folder, number, *device = task
     warnings.simplefilter("ignore")
     path = shard_path(folder, number)
     unfinished = path.with_suffix(".unfinished")
     with open(unfinished, "wb") as file:
-        np.savez(file, **make_shard(config, number))
+        np.savez(file, **make_shard(config, number, *device))
+    digest = sha256(unfinished)
     os.replace(unfinished, path)
-    return number
+    return number, digest
 
 
-def generate(config: dict, folder: Path, shards: int, workers: int) -> None:
-    """Make the missing ones of the first `shards` shards in `workers` processes.
+def sha256(path: Path) -> str:
+    """Hash of a file, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_manifest(config: dict, folder: Path, hashes: dict[str, str]) -> None:
+    """Write `manifest.json`, atomically: size, the configuration's hash and that of every shard."""
+    canonical = json.dumps(config, sort_keys=True).encode()
+    manifest = {
+        "samples": len(hashes) * config["scans_per_shard"] * KERNELS,
+        "configuration_sha256": hashlib.sha256(canonical).hexdigest(),
+        "shards": dict(sorted(hashes.items())),
+    }
+    unfinished = folder / "manifest.unfinished"
+    unfinished.write_text(json.dumps(manifest, indent=1))
+    os.replace(unfinished, folder / "manifest.json")
+
+
+def generate(config: dict, folder: Path, shards: int, workers: int, device: str = "cpu") -> None:
+    """Make the missing ones of the first `shards` shards in `workers` processes on `device`, "cpu" or "gpu".
 
     Raises
     ------
@@ -103,8 +160,12 @@ def generate(config: dict, folder: Path, shards: int, workers: int) -> None:
     if description.exists() and json.loads(description.read_text()) != config:
         raise ValueError(f"{folder} holds shards of another configuration ({description}); choose another folder.")
     description.write_text(json.dumps(config, indent=1))
+    manifest = folder / "manifest.json"
+    known = json.loads(manifest.read_text())["shards"] if manifest.exists() else {}
+    there = [path for path in (shard_path(folder, n) for n in range(shards)) if path.exists()]
+    hashes = {path.name: known.get(path.name) or sha256(path) for path in there}
     missing = [n for n in range(shards) if not shard_path(folder, n).exists()]
-    tasks = [(config, folder, n) for n in missing]
+    tasks = [(config, folder, n, device) for n in missing]
     samples = config["scans_per_shard"] * KERNELS
     # one thread a process: the processes fill the cores
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
@@ -112,8 +173,11 @@ def generate(config: dict, folder: Path, shards: int, workers: int) -> None:
         multiprocessing.get_context("spawn").Pool(workers) as pool,
         tqdm(total=shards * samples, initial=(shards - len(missing)) * samples, unit=" samples") as progress,
     ):
-        for _ in pool.imap_unordered(write_shard, tasks):
+        for number, digest in pool.imap_unordered(write_shard, tasks):
+            hashes[shard_path(folder, number).name] = digest
+            write_manifest(config, folder, hashes)
             progress.update(samples)
+    write_manifest(config, folder, hashes)
 
 
 def load_shards(folder: Path, numbers: list[int]) -> dict[str, NDArray]:
@@ -131,8 +195,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shards", type=int, required=True, help="the data set's size, in shards")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="gpu needs CuPy; then few workers")
     arguments = parser.parse_args()
-    generate(read_config(arguments.config), arguments.folder, arguments.shards, arguments.workers)
+    config = read_config(arguments.config)
+    generate(config, arguments.folder, arguments.shards, arguments.workers, arguments.device)
 
 
 if __name__ == "__main__":

@@ -86,13 +86,19 @@ class Scan:
     phase: NDArray[np.float32]
 
 
-def random_beam(rng: np.random.Generator, config: dict) -> Beam:
-    """Draw the illumination and the step from sections `beam` and `scan` of the configuration."""
+def random_illumination(rng: np.random.Generator, config: dict) -> tuple[float, float, float, float, float]:
+    """Draw energy [eV], semi-angle [mrad], defocus [A], C_s [A] and scan step [1 / k0] from sections `beam` and `scan`.
+
+    With `semiangle_truncated` the semi-angle is drawn again when out of its range, else set to the range's end.
+    """
     beam = config["beam"]
     shares = np.array(beam["energy_shares"])
     energy = float(rng.choice(beam["energies"], p=shares / shares.sum()))
     semiangle = rng.normal(beam["semiangle_mean"], beam["semiangle_deviation"])
-    semiangle = float(np.clip(semiangle, *beam["semiangle_range"]))
+    low, high = beam["semiangle_range"]
+    while beam.get("semiangle_truncated", False) and not low <= semiangle <= high:
+        semiangle = rng.normal(beam["semiangle_mean"], beam["semiangle_deviation"])
+    semiangle = float(np.clip(semiangle, low, high))
     defocus = spherical_aberration = 0.0
     draw = rng.uniform()
     if draw < beam["scherzer_share"]:
@@ -102,14 +108,23 @@ def random_beam(rng: np.random.Generator, config: dict) -> Beam:
         per_angstrom = float(-optics.aberration_phase(optics.aperture_radius(energy, semiangle) ** 2, energy, 1.0))
         defocus = float(rng.uniform(-1, 1) * beam["defocus_phase_range"] / per_angstrom)
     low, high = config["scan"]["step_range"]
-    step = (low + (high - low) * rng.uniform() ** config["scan"]["step_skew"]) * WINDOW / BRIGHT_FIELD_RADIUS
-    return Beam(energy, semiangle, defocus, spherical_aberration, max(1, round(step)))
+    step = low + (high - low) * rng.uniform() ** config["scan"]["step_skew"]
+    return energy, semiangle, defocus, spherical_aberration, step
+
+
+def random_beam(rng: np.random.Generator, config: dict) -> Beam:
+    """Draw the illumination and the step from sections `beam` and `scan` of the configuration."""
+    energy, semiangle, defocus, spherical_aberration, step = random_illumination(rng, config)
+    step_pixels = max(1, round(step * WINDOW / BRIGHT_FIELD_RADIUS))
+    return Beam(energy, semiangle, defocus, spherical_aberration, step_pixels)
 
 
 def potential_slices(
-    specimen: Specimen, grid: int, rng: np.random.Generator, config: dict
+    specimen: Specimen, grid: int, rng: np.random.Generator, config: dict, device: str = "cpu"
 ) -> tuple[list[NDArray[np.float32]], float]:
     """Projected potential of the slices for each phonon configuration, by abTEM (Lobato, infinite projection).
+
+    `device` is abTEM's: "cpu", or "gpu" for CuPy arrays.
 
     Returns
     -------
@@ -132,9 +147,17 @@ def potential_slices(
             slice_thickness=thickness,
             projection="infinite",
             parametrization="lobato",
+            device=device,
         )
-        slices.append(np.asarray(potential.build(lazy=False).array))
+        slices.append(potential.build(lazy=False).array)
     return slices, thickness
+
+
+def depths(specimen: Specimen, slice_thickness: float, count: int) -> tuple[float, float]:
+    """Depth of the atoms' middle as multislice of `count` slices sees it, half a slice above where it is, and of the
+    exit plane [A]."""
+    z = specimen.atoms.positions[:, 2]
+    return float((z.min() + z.max() - slice_thickness) / 2), slice_thickness * count
 
 
 @cache
@@ -262,9 +285,7 @@ def simulate_scan(specimen: Specimen, beam: Beam, rng: np.random.Generator, conf
     positions = np.stack(np.meshgrid(steps, steps, indexing="ij"), -1).reshape(-1, 2)
     intensity, wave = multislice(slices, slice_thickness, beam, positions)
     inner = np.arange(SCAN**2).reshape(SCAN, SCAN)[1:-1, 1:-1].ravel()
-    depth = specimen.atoms.positions[:, 2]
-    middle = (depth.min() + depth.max() - slice_thickness) / 2
-    total = slice_thickness * len(slices[0])
+    middle, total = depths(specimen, slice_thickness, len(slices[0]))
     incident = optics.probe(
         WINDOW, beam.side / WINDOW, beam.energy, beam.semiangle, beam.defocus, beam.spherical_aberration
     )

@@ -1,18 +1,22 @@
-"""Random specimens for training: crystals, layers, amorphous regions and single atoms, cut into thin slabs.
+"""Random specimens for training: crystals, layers, nanoparticles, wedges, amorphous and disordered regions, atoms.
 
 A specimen is a box of atoms, side x side laterally and `thickness` along the beam. Crystals are the AFLOW
-prototypes that pymatgen ships, with elements substituted at random and the lattice scaled by covalent
-radii; the zone axis is one of the seven of the paper (Table 1), the rotation about the beam random.
+prototypes that pymatgen ships and ASE's structure types, with elements substituted at random and the lattice scaled
+by covalent radii, or those of a folder of CIF files as they are; the zone axis is one of the seven of the paper
+(Table 1), the rotation about the beam random.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers, covalent_radii
+from ase.build import bulk
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
+from ase.io import read
 from ase.neighborlist import neighbor_list
 from numpy.typing import NDArray
 
@@ -112,11 +116,113 @@ def cut_slab(crystal: Atoms, rotation: NDArray, thickness: float, side: float, o
     return Atoms(numbers=numbers[inside], positions=positions[inside], cell=[side, side, thickness], pbc=True)
 
 
-def crystal_slab(rng: np.random.Generator, side: float, thickness: float, light: bool) -> Atoms | None:
+#: ASE's structure types of `ase.build.bulk` and the number of their elements.
+STRUCTURE_TYPES = dict.fromkeys(("sc", "fcc", "bcc", "diamond", "hcp"), 1) | dict.fromkeys(
+    ("zincblende", "rocksalt", "cesiumchloride"), 2
+)
+
+
+def random_structure_type(rng: np.random.Generator, light: bool) -> Atoms:
+    """One of ASE's structure types with random elements, scaled by radii."""
+    kind = str(rng.choice(list(STRUCTURE_TYPES)))
+    formula = "".join(chemical_symbols[z] for z in random_elements(rng, STRUCTURE_TYPES[kind], light))
+    ratio = 1.633 if kind == "hcp" else None
+    return scaled_by_radii(bulk(formula, kind, a=4.0, covera=ratio), rng.uniform(0.92, 1.15))
+
+
+@cache
+def cif_files(folder: str) -> tuple[Path, ...]:
+    """The CIF files below a folder, sorted.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    files = tuple(sorted(Path(folder).rglob("*.cif")))
+    if not files:
+        raise ValueError(f"cif_folder is {folder!r}, which holds no .cif file; give the folder of a download.")
+    return files
+
+
+def cif_crystal(rng: np.random.Generator, folder: str) -> Atoms | None:
+    """One of the folder's structures as it is; None if it can't be read or has atoms closer than half their radii."""
+    path = cif_files(folder)[rng.integers(len(cif_files(folder)))]
+    try:
+        (crystal,) = read(path, index=slice(1), format="cif")
+    except Exception:  # ASE raises a class of its own for every kind of broken file; the caller counts
+        return None
+    if not len(crystal) or crystal.cell.volume < 1e-3 or (crystal.numbers < 1).any():
+        return None
+    first, second, distance = neighbor_list("ijd", crystal, 3.0)
+    radii = covalent_radii[crystal.numbers]
+    return None if (distance < 0.5 * (radii[first] + radii[second])).any() else crystal
+
+
+def configured_crystal(rng: np.random.Generator, light: bool, config: dict) -> Atoms | None:
+    """A crystal of the sources that the configuration names, None if it can't be used.
+
+    `cif_folder`: all from there, with its elements; else `ase_share` of ASE's structure types, the rest AFLOW's.
+    """
+    if "cif_folder" in config:
+        return cif_crystal(rng, config["cif_folder"])
+    if "ase_share" in config and rng.uniform() < config["ase_share"]:
+        return random_structure_type(rng, light)
+    return random_crystal(rng, light)
+
+
+def crystal_slab(rng: np.random.Generator, side: float, thickness: float, light: bool, config: dict) -> Atoms | None:
     """A random crystal along one of the paper's zone axes, rotated at random."""
-    crystal = random_crystal(rng, light)
+    crystal = configured_crystal(rng, light, config)
+    if crystal is None:
+        return None
     axis = np.array(ZONE_AXES[rng.integers(len(ZONE_AXES))]) @ crystal.cell[:]
     return cut_slab(crystal, rotation_to_z(axis, rng.uniform(0, 2 * np.pi)), thickness, side, rng.uniform(size=3))
+
+
+def nanoparticle(rng: np.random.Generator, side: float, thickness: float, light: bool, config: dict) -> Atoms | None:
+    """A crystal within an ellipsoid, half the time on a thin amorphous film of another material.
+
+    The ellipsoid is `thickness` high and 0.3 to 1.2 of `side` wide, its centre within a third of `side` of the middle.
+    """
+    film_height = min(float(rng.choice([0.0, rng.uniform(3, 8)])), thickness / 2)
+    height = thickness - film_height
+    slab = crystal_slab(rng, side, height, light, config)
+    if slab is None:
+        return None
+    middle = np.array([*(side / 2 + rng.uniform(-1, 1, 2) * side / 3), height / 2])
+    radii = np.array([*(rng.uniform(0.3, 1.2, 2) * side / 2), height / 2])
+    atoms = slab[(((slab.positions - middle) / radii) ** 2).sum(1) < 1]
+    atoms.set_cell([side, side, thickness])
+    if film_height:
+        film = amorphous(rng, side, film_height, True)
+        film.positions[:, 2] += height
+        atoms.extend(film)
+    return atoms
+
+
+def wedge(rng: np.random.Generator, side: float, thickness: float, light: bool, config: dict) -> Atoms | None:
+    """A crystal whose exit face is tilted: from nothing, or a part of `thickness`, up to `thickness` across the box."""
+    slab = crystal_slab(rng, side, thickness, light, config)
+    if slab is None:
+        return None
+    angle, start = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.6)
+    across = (slab.positions[:, :2] / side - 0.5) @ [np.cos(angle), np.sin(angle)]
+    return slab[slab.positions[:, 2] < thickness * np.clip(start + (1 - start) * (across + 0.5), 0, 1)]
+
+
+def disordered(rng: np.random.Generator, side: float, thickness: float, light: bool, config: dict) -> Atoms | None:
+    """A crystal with displacements of 0.3 to 1.5 A (root mean square), half the time in one region only."""
+    slab = crystal_slab(rng, side, thickness, light, config)
+    if slab is None:
+        return None
+    angle = rng.uniform(0, 2 * np.pi)
+    moved = np.ones(len(slab), bool)
+    if rng.uniform() < 0.5:
+        moved = (slab.positions[:, :2] - side / 2) @ [np.cos(angle), np.sin(angle)] < rng.uniform(-3, 3)
+    slab.positions += moved[:, None] * rng.normal(0, rng.uniform(0.3, 1.5), slab.positions.shape)
+    slab.positions[:, 2] = np.clip(slab.positions[:, 2], 0, thickness - 1e-3)
+    return slab
 
 
 def random_layer(rng: np.random.Generator, light: bool) -> tuple[Atoms, float]:
@@ -195,20 +301,45 @@ def single_atoms(rng: np.random.Generator, side: float, light: bool) -> Atoms:
     return Atoms(numbers=rng.choice(elements, count), positions=positions, cell=[side, side, 2.0], pbc=True)
 
 
-def damaged(rng: np.random.Generator, atoms: Atoms, edge: float, vacancies: float, disorder: float) -> Atoms:
-    """With the given probabilities: vacuum beyond a straight edge, vacancies, random displacements."""
+def with_adatoms(rng: np.random.Generator, atoms: Atoms, light: bool) -> Atoms:
+    """One atom of one element in 6 to 60 A^2 on the entrance or the exit face; the box grows by up to 3 A."""
+    side, low, high = atoms.cell[0, 0], atoms.positions[:, 2].min(), atoms.positions[:, 2].max()
+    count = max(1, rng.poisson(side**2 / rng.uniform(6, 60)))
+    distance, above = rng.uniform(1.5, 2.5), rng.uniform() < 0.5
+    positions = rng.uniform(size=(count, 3)) * [side, side, 0] + [0, 0, low - distance if above else high + distance]
+    grown = atoms.copy()
+    grown.extend(Atoms(numbers=np.full(count, random_elements(rng, 1, light)[0]), positions=positions))
+    shift = max(0.0, distance - low + 0.2) if above else 0.0
+    grown.positions[:, 2] += shift
+    height = max(atoms.cell[2, 2] + shift, grown.positions[:, 2].max() + 0.2)
+    grown.set_cell([side, side, height])
+    return grown
+
+
+def damaged(rng: np.random.Generator, atoms: Atoms, light: bool, config: dict) -> Atoms:
+    """With the configured probabilities: vacuum beyond a straight edge, vacancies, random displacements,
+    substituted atoms, adatoms."""
     side = atoms.cell[0, 0]
-    if rng.uniform() < edge:
+    if rng.uniform() < config["edge"]:
         angle = rng.uniform(0, 2 * np.pi)
         centred = atoms.positions[:, :2] - side / 2
         atoms = atoms[centred @ [np.cos(angle), np.sin(angle)] < rng.uniform(-3, 3)]
-    if rng.uniform() < vacancies:
+    if rng.uniform() < config["vacancies"]:
         atoms = atoms[rng.uniform(size=len(atoms)) > rng.uniform(0.01, 0.9) ** 2]
-    if rng.uniform() < disorder:
+    if rng.uniform() < config["disorder"]:
         atoms = atoms.copy()
         atoms.positions += rng.normal(0, rng.uniform(0, 0.8), atoms.positions.shape)
         atoms.positions[:, 2] = np.clip(atoms.positions[:, 2], 0, atoms.cell[2, 2] - 1e-3)
+    if "substitutions" in config and rng.uniform() < config["substitutions"]:
+        atoms = atoms.copy()
+        replaced = rng.uniform(size=len(atoms)) < rng.uniform(0.01, 0.3)
+        atoms.numbers[replaced] = random_elements(rng, 1, light)[0]
+    if "adatoms" in config and len(atoms) and rng.uniform() < config["adatoms"]:
+        atoms = with_adatoms(rng, atoms, light)
     return atoms
+
+
+CRYSTALLINE = {"crystal": crystal_slab, "nanoparticle": nanoparticle, "wedge": wedge, "disordered": disordered}
 
 
 def random_specimen(rng: np.random.Generator, side: float, config: dict) -> Specimen | None:
@@ -227,18 +358,21 @@ def random_specimen(rng: np.random.Generator, side: float, config: dict) -> Spec
     light = bool(rng.uniform() < config["light_share"])
     low, high = config["thin_thickness"] if rng.uniform() < config["thin_share"] else config["thickness"]
     thickness = float(rng.uniform(low, high))
-    if kind == "crystal":
-        atoms = crystal_slab(rng, side, thickness, light)
+    if kind in CRYSTALLINE:
+        atoms = CRYSTALLINE[kind](rng, side, thickness, light, config)
     elif kind == "layers":
         atoms = layered(rng, side, light)
     elif kind == "amorphous":
         atoms = amorphous(rng, side, thickness, light)
-    else:
+    elif kind == "single_atoms":
         atoms = single_atoms(rng, side, light)
+    else:
+        known = [*CRYSTALLINE, "layers", "amorphous", "single_atoms"]
+        raise ValueError(f"shares has the kind {kind!r}; known are {', '.join(known)}.")
     if atoms is None or len(atoms) > MAXIMUM_ATOMS:
         return None
     if kind in ("crystal", "layers"):
-        atoms = damaged(rng, atoms, config["edge"], config["vacancies"], config["disorder"])
+        atoms = damaged(rng, atoms, light, config)
     if len(atoms) == 0 or frozenset(atoms.numbers.tolist()) in RESERVED_COMPOSITIONS:
         return None
     return Specimen(atoms, kind)
