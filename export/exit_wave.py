@@ -108,7 +108,7 @@ class ProbeInRealSpace(layers.Layer):
 
 
 class ProbeInReciprocalSpace(layers.Layer):
-    """Probe psi_in(k), amplitude and phase -chi(k) (eq. 3), shape (n, 64, 64, 2); its intensities sum to 1."""
+    """Probe psi_in(k), amplitude and phase -chi(k) (eq. 3) within +-pi, shape (n, 64, 64, 2); intensities sum to 1."""
 
     def call(self, geometry: Any) -> Any:
         index = np.arange(PIXELS) - PIXELS // 2
@@ -116,7 +116,7 @@ class ProbeInReciprocalSpace(layers.Layer):
         aperture = ops.cast(squared <= 1, "float32")
         chi = geometry[:, 1, None, None] * squared + geometry[:, 2, None, None] * squared**2
         amplitude = aperture / ops.sqrt(ops.sum(aperture, axis=(1, 2), keepdims=True))
-        return ops.stack([amplitude, -chi * aperture], axis=-1)
+        return ops.stack([amplitude, ops.arctan2(-ops.sin(chi), ops.cos(chi)) * aperture], axis=-1)
 
 
 class ToRealSpace(layers.Layer):

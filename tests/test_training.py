@@ -303,9 +303,9 @@ def test_a_stopped_run_resumes_where_it_was(data, tmp_path, monkeypatch):
     saved = fit.save_atomically
     calls = []
 
-    def stop_after_two(model, path):
-        saved(model, path)
-        calls.append(path)
+    def stop_after_two(*arguments):
+        saved(*arguments)
+        calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
 

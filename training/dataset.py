@@ -180,12 +180,12 @@ def generate(config: dict, folder: Path, shards: int, workers: int, device: str 
     write_manifest(config, folder, hashes)
 
 
-def load_shards(folder: Path, numbers: list[int]) -> dict[str, NDArray]:
-    """Concatenate shards along their first axis."""
+def load_shards(folder: Path, numbers: list[int], names: tuple[str, ...] | None = None) -> dict[str, NDArray]:
+    """Concatenate shards along their first axis, all arrays but `skipped` or those of the given names."""
     loaded = []
     for number in numbers:
         with np.load(shard_path(folder, number)) as shard:
-            loaded.append({name: shard[name] for name in shard.files if name != "skipped"})
+            loaded.append({name: shard[name] for name in names or shard.files if name != "skipped"})
     return {name: np.concatenate([shard[name] for shard in loaded]) for name in loaded[0]}
 
 

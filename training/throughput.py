@@ -1,0 +1,74 @@
+"""Training throughput: batches as they are made, against the same step on one batch held in memory.
+
+    python -m training.throughput CONFIG DATA_FOLDER --batches 20
+
+Their ratio is 1 less the share of the time that training waits for its batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from training.config import read_config
+from training.dataset import load_shards
+from training.recipes import Recipe, recipe
+
+
+class FixedBatch(keras.utils.PyDataset):
+    """The same batch `batches` times."""
+
+    def __init__(self, batch: Any, batches: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.batch, self.batches = batch, batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> Any:
+        return self.batch
+
+
+def rates(chosen: Recipe, shards: dict, batch_size: int) -> tuple[float, float]:
+    """Samples/s with batches as they are made, and with the first of them held in memory.
+
+    One epoch each, after a warm-up of two steps; the two alternate twice and the better of each counts.
+    """
+    model = chosen.network()
+    chosen.compile(model, 0, None)
+    made = chosen.batches(shards, 0)
+    fixed = FixedBatch(made[0], len(made))
+    model.fit(FixedBatch(made[0], 2), verbose=0)
+
+    def rate(batches: keras.utils.PyDataset) -> float:
+        started = time.perf_counter()
+        model.fit(batches, shuffle=False, verbose=0)
+        return len(batches) * batch_size / (time.perf_counter() - started)
+
+    pairs = [(rate(made), rate(fixed)) for _ in range(2)]
+    return max(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--batches", type=int, default=20, help="in an epoch")
+    arguments = parser.parse_args()
+    config = read_config(arguments.config) | {"batches_per_epoch": arguments.batches}
+    keras.config.set_dtype_policy(config.get("precision", "float32"))
+    chosen = recipe(config)
+    numbers = sorted(int(path.stem.split("_")[1]) for path in arguments.data.glob("shard_*.npz"))
+    made, fixed = rates(chosen, load_shards(arguments.data, numbers[:4], chosen.arrays), config["batch_size"])
+    print(
+        f"{made:.1f} samples/s; one batch held in memory: {fixed:.1f} samples/s; ratio {made / fixed:.2f}, "
+        f"so {100 * max(0.0, 1 - made / fixed):.0f} % of the time waiting for batches"
+    )
+
+
+if __name__ == "__main__":
+    main()
