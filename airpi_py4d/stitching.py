@@ -1,4 +1,4 @@
-"""Patches of the object to one image: weights and complex sum (eq. 6 to 8 of Friedrich et al. 2023)."""
+"""Patches of the object to one image: weights and complex sum (eq. 6 to 8 of Friedrich et al. 2023), and offsets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from airpi_py4d import optics
 from airpi_py4d.acquisition import Acquisition
+from airpi_py4d.offsets import PatchOffsets
 
 #: Of the largest probe intensity: what lies below has no weight (eq. 7).
 WEIGHT_THRESHOLD = 0.1
@@ -98,6 +99,9 @@ class Stitcher:
             interpolation_matrix(patch_pixels, patch_pixel_size, size, pixel).astype(np.float32)
             for size, pixel in zip(self.weights.shape, self.pixel_size, strict=True)
         ]
+        row, column = (step * acquisition.aperture_radius for step in acquisition.scan_step)
+        self._offsets = PatchOffsets(scan_shape, self.weights, oversample, (row, column))
+        self._share = np.zeros(scan_shape, np.float32)
         self._shape = [(n - 1) * count + 1 for n, count in zip(scan_shape, oversample, strict=True)]
         padded = [n + 2 * margin for n, margin in zip(self._shape, self._margin, strict=True)]
         self._sum = np.zeros(padded, np.complex64)
@@ -125,6 +129,8 @@ class Stitcher:
         magnitude = np.abs(fine)
         phasors = np.divide(fine, magnitude, out=np.ones_like(fine), where=magnitude > 1e-12)
         share = np.ones(len(patches), np.float32) if measured is None else measured.astype(np.float32)
+        self._share[row, first : first + len(patches)] = share
+        self._offsets.add(row, first, phasors * share[:, None, None])
         down, right = self.oversample
         for i, j in zip(*np.nonzero(self.weights), strict=True):
             start = first * right + j
@@ -139,9 +145,26 @@ class Stitcher:
         rows = slice(start, start + len(part._sum))
         self._sum[rows] += part._sum
         self._weight[rows] += part._weight
+        self._share[row : row + len(part._share)] += part._share
+        self._offsets.merge(part._offsets, row)
 
     def result(self) -> NDArray[np.complex64]:
-        """Weighted mean of the phasors, shape ((rows - 1) s + 1, (columns - 1) s + 1); 0 where nothing contributed."""
+        r"""The object, shape ((rows - 1) s + 1, (columns - 1) s + 1); 0 where nothing contributed.
+
+        The weighted mean of the phasors, turned by the weighted mean of the patches' offsets c (`PatchOffsets`):
+
+        .. math:: o(r) = \frac{\sum_i w_i(r)\, \hat{o}_i(r)}{\sum_i w_i(r)}
+                  \exp\left(i \frac{\sum_i w_i(r)\, c_i}{\sum_i w_i(r)}\right)
+        """
+        offsets = self._share * self._offsets.solve()
+        turned = np.zeros(self._weight.shape, np.float32)
+        rows, columns = offsets.shape
+        down, right = self.oversample
+        for i, j in zip(*np.nonzero(self.weights), strict=True):
+            place = slice(i, i + (rows - 1) * down + 1, down), slice(j, j + (columns - 1) * right + 1, right)
+            turned[place] += np.float32(self.weights[i, j]) * offsets
         inner = tuple(slice(margin, margin + n) for margin, n in zip(self._margin, self._shape, strict=True))
         total, weight = self._sum[inner], self._weight[inner]
-        return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+        mean = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+        turn = np.divide(turned[inner], weight, out=np.zeros_like(weight), where=weight > 0)
+        return mean * np.exp(1j * turn)
