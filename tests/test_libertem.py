@@ -301,13 +301,16 @@ class TestWarnings:
 
 class TestLive:
     def test_image_grows(self, context, model):
-        """An image row is final when the partitions of all positions that reach it are there."""
+        """An image row is final, but for the offsets, when the partitions of all positions that reach it are there."""
         expected = reconstruct(counts(), acquisition(), model=model).object
         udf = AirpiUDF(acquisition(), device="cpu")
         grown = []
         for part in context.run_udf_iter(dataset=dataset(context, counts(), 3), udf=udf):
             image = part.buffers[0]["object"].masked_data
-            final = np.isclose(image.filled(0), expected, rtol=1e-5, atol=1e-6).all(axis=1)
+            final = np.isclose(np.abs(image.filled(0)), np.abs(expected), rtol=1e-5, atol=1e-6).all(axis=1)
+            turned = np.angle(image.filled(1) * expected.conj())[final]
+            assert np.abs(turned).max(initial=0) < 0.1
+            assert len(turned) == 0 or np.ptp(turned, axis=1).max() < 0.02
             grown.append((final.sum(), (~image.mask).any(axis=1).sum()))
             arrived = udf.reconstruction().provenance["data_checks"]
         assert arrived == []
