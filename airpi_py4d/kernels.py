@@ -70,6 +70,11 @@ def sum_of_rows(rows: Sequence[Row], neighbours: int, stride: int) -> Row:
     rows : sequence of Row
         As many as `neighbours`, or fewer at the scan's edges.
     neighbours, stride : int
+
+    Returns
+    -------
+    Row
+        Sums, shape (ceil(columns / stride), grid, grid) [electrons]; False where no pattern of a sum was measured.
     """
     if neighbours == stride == 1:
         return rows[0]
