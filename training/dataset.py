@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training import supercell
+from training import scans, supercell
 from training.config import read_config
 from training.simulation import MAXIMUM_GRID, SCAN, Scan, random_beam, simulate_scan
 from training.structures import random_specimen
@@ -55,11 +55,13 @@ def make_shard(config: dict, number: int, device: str = "cpu") -> dict[str, NDAr
     rng = np.random.default_rng([config["seed"], number])
     if on_detector_grid(config):
         return _detector_shard(config, rng, device)
+    if config.get("whole_scans", False):
+        return _whole_scans_shard(config, rng)
     if device != "cpu":
         raise ValueError(f"device is {device!r}; the aperture grid is simulated on the 'cpu' alone.")
-    scans: list[Scan] = []
+    simulated: list[Scan] = []
     parameters, kinds, skipped = [], [], 0
-    while len(scans) < config["scans_per_shard"]:
+    while len(simulated) < config["scans_per_shard"]:
         beam = random_beam(rng, config)
         specimen = None
         if beam.grid <= MAXIMUM_GRID:
@@ -67,7 +69,7 @@ def make_shard(config: dict, number: int, device: str = "cpu") -> dict[str, NDAr
         if specimen is None:
             skipped += 1
             continue
-        scans.append(simulate_scan(specimen, beam, rng, config["simulation"]))
+        simulated.append(simulate_scan(specimen, beam, rng, config["simulation"]))
         kinds.append(specimen.kind)
         parameters.append(
             (
@@ -80,30 +82,53 @@ def make_shard(config: dict, number: int, device: str = "cpu") -> dict[str, NDAr
             )
         )
     names = ("exit_wave", "exit_wave_midplane", "probe", "probe_midplane", "phase")
-    return _stacked(scans, names, parameters, kinds, skipped)
+    return _stacked(simulated, names, parameters, kinds, skipped)
 
 
 def _detector_shard(config: dict, rng: np.random.Generator, device: str) -> dict[str, NDArray]:
-    scans: list[supercell.DetectorScan] = []
+    simulated: list[supercell.DetectorScan] = []
     parameters, kinds, skipped = [], [], 0
-    while len(scans) < config["scans_per_shard"]:
+    while len(simulated) < config["scans_per_shard"]:
         illumination = supercell.random_detector_illumination(rng, config)
         specimen = random_specimen(rng, illumination.side, config["specimens"])
         if specimen is None:
             skipped += 1
             continue
-        scans.append(supercell.simulate_detector_scan(specimen, illumination, rng, config["simulation"], device))
+        simulated.append(supercell.simulate_detector_scan(specimen, illumination, rng, config["simulation"], device))
         kinds.append(specimen.kind)
-        parameters.append(supercell.parameters(specimen, illumination, scans[-1]))
-    shard = _stacked(scans, ("exit_wave", "phase"), parameters, kinds, skipped)
+        parameters.append(supercell.parameters(specimen, illumination, simulated[-1]))
+    shard = _stacked(simulated, ("exit_wave", "phase"), parameters, kinds, skipped)
     return shard | {"phase": shard["phase"].astype(np.float16)}
 
 
+def _whole_scans_shard(config: dict, rng: np.random.Generator) -> dict[str, NDArray]:
+    """Scans of different sizes: `amplitudes_N` (n, n, 64, 64) and `phase_N` for scan N of the shard."""
+    arrays: dict[str, NDArray] = {}
+    parameters, kinds, skipped = [], [], 0
+    while len(kinds) < config["scans_per_shard"]:
+        illumination = scans.random_scan_illumination(rng, config)
+        specimen = None
+        if illumination.grid <= MAXIMUM_GRID:
+            side = illumination.grid * illumination.pixel_size
+            specimen = random_specimen(rng, side, config["specimens"])
+        if specimen is None:
+            skipped += 1
+            continue
+        patterns, phase = scans.simulate_scan(specimen, illumination, rng, config["simulation"])
+        arrays[f"amplitudes_{len(kinds)}"] = np.sqrt(patterns).astype(np.float16)
+        arrays[f"phase_{len(kinds)}"] = phase
+        kinds.append(specimen.kind)
+        beam = (getattr(illumination, name) for name in PARAMETERS[:4])
+        parameters.append((*beam, illumination.relative_step / illumination.k0, specimen.thickness))
+    described = {"parameters": np.array(parameters), "kinds": np.array(kinds), "skipped": np.array(skipped)}
+    return arrays | described
+
+
 def _stacked(
-    scans: list, names: tuple[str, ...], parameters: list, kinds: list[str], skipped: int
+    made: list, names: tuple[str, ...], parameters: list, kinds: list[str], skipped: int
 ) -> dict[str, NDArray]:
-    shard = {name: np.stack([getattr(scan, name) for scan in scans]) for name in names}
-    shard["amplitudes"] = np.sqrt(np.stack([scan.patterns for scan in scans])).astype(np.float16)
+    shard = {name: np.stack([getattr(scan, name) for scan in made]) for name in names}
+    shard["amplitudes"] = np.sqrt(np.stack([scan.patterns for scan in made])).astype(np.float16)
     return shard | {
         "parameters": np.array(parameters),
         "kinds": np.array(kinds),
