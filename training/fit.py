@@ -25,7 +25,6 @@ import keras
 from tqdm import tqdm
 
 from training.config import read_config
-from training.dataset import load_shards
 from training.recipes import recipe
 
 STATE = "training_state.json"
@@ -81,7 +80,7 @@ def fit(config: dict, data: Path, run: Path) -> None:
     chosen = recipe(config)
     numbers = sorted(int(path.stem.split("_")[1]) for path in data.glob("shard_*.npz"))
     held_out = config["validation_shards"]
-    training, validation = (load_shards(data, part, chosen.arrays) for part in (numbers[held_out:], numbers[:held_out]))
+    training, validation = (chosen.load(data, part) for part in (numbers[held_out:], numbers[:held_out]))
     checkpoint, history = run / "checkpoint.keras", run / "history.csv"
     first, state = 0, {}
     if checkpoint.exists():
@@ -102,11 +101,11 @@ def fit(config: dict, data: Path, run: Path) -> None:
         model.optimizer.learning_rate.assign(chosen.learning_rate(epoch, state))
         started = time.perf_counter()
         loss = model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0).history["loss"][0]
-        rate = len(batches) * config["batch_size"] / (time.perf_counter() - started)
+        rate = len(batches) / (time.perf_counter() - started)
         scores = chosen.validate(model, validation, epoch, state)
         if scores:
             row = {"epoch": epoch, "loss": loss} | scores
-            print({name: round(value, 4) for name, value in row.items()}, f"{rate:.0f} samples/s", flush=True)
+            print({name: round(value, 4) for name, value in row.items()}, f"{rate:.2f} batches/s", flush=True)
             append(history, row)
             if config.get("tensorboard", False):
                 log_scalars(run / "tensorboard", row)

@@ -35,6 +35,14 @@ def exit_wave_error(target: Any, patch: Any) -> tuple[Any, Any]:
     return error, strength
 
 
+#: Squared relative error that a phase image's error is not asked to go below.
+_LEAST_RELATIVE_ERROR = 1e-4
+#: f_0 [rad^2]: mean phases of specimens much weaker than this count less.
+_OFFSET_FLOOR = 2.5e-3
+#: Of the likelihood of the error's size in the loss of a phase image.
+_LIKELIHOOD_WEIGHT = 0.1
+
+
 @keras.saving.register_keras_serializable("airpi")
 class StitchedExitWaveError(keras.losses.Loss):
     r"""Exit wave error of the mean of K predictions from independent counts, relative to the specimen's strength.
@@ -75,6 +83,65 @@ class StitchedExitWaveError(keras.losses.Loss):
         squared = ops.sum(a * b + 0.5 * target[..., 3:] * (a - b) ** 2, axis=-1)
         strength = ops.sum(weight * ops.sum(target[..., :2] ** 2, axis=-1), axis=(1, 2))
         return ops.mean(ops.sum(weight * squared, axis=(1, 2)) / (0.5 * strength + self.strength_floor))
+
+
+@keras.saving.register_keras_serializable("airpi")
+class PhaseImageError(keras.losses.Loss):
+    r"""Relative error of a phase image, of its gradient, and the likelihood of the error that it gives itself.
+
+    With the coverage c (at most 1) as weight, the true phase phi of mean m and variance v, the predicted one p and the
+    mean d of the error p - phi,
+
+    .. math:: e = \frac{\sum c (p - \phi - d)^2}{\sum c\, (v + f)}, \quad
+              e' = \frac{\sum c |\nabla (p - \phi)|^2}{\sum c\, (|\nabla \phi|^2 + f)}, \quad
+              e'' = \frac{d^2}{v + m^2 + f_0}, \quad
+              L = \sqrt{e + \epsilon} + \sqrt{e' + \epsilon} / 2 + \sqrt{e'' + \epsilon} / 2
+                  + \lambda \frac{\sum c\, [s^2] ([p - \phi]^2 / 2 s^2 + \ln s)}{\sum c\, (v + f)}
+
+    The root lets scans of many electrons, whose errors are small, count about as much as those of few. The gradient
+    (differences of neighbouring pixels) lifts high frequencies, which are weak and make an image sharp. The last term,
+    in which what stands in brackets is held fixed, makes s the standard deviation of the error: the likelihood of a
+    normal distribution, weighted by the variance (Seitzer et al. 2022), so that strong errors don't drown the rest.
+
+    In: target (n, rows, columns, 1) [rad]; prediction (n, rows, columns, 3): p, s [rad], c.
+
+    Parameters
+    ----------
+    strength_floor : float
+        f [rad^2]: specimens weaker than this count less.
+    """
+
+    def __init__(self, strength_floor: float, name: str = "phase_image_error", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.strength_floor = strength_floor
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"strength_floor": self.strength_floor}
+
+    def call(self, target: Any, prediction: Any) -> Any:
+        true, phase, deviation = target[..., 0], prediction[..., 0], prediction[..., 1]
+        weight = ops.minimum(prediction[..., 2], 1.0)
+        error = phase - true
+
+        def mean(values: Any, weights: Any = weight) -> Any:
+            return ops.sum(weights * values, axis=(1, 2)) / ops.sum(weights, axis=(1, 2))
+
+        def root(ratio: Any) -> Any:
+            return ops.sqrt(ratio + _LEAST_RELATIVE_ERROR)
+
+        offset, level = mean(error), mean(true)
+        variance = mean(true**2) - level**2
+        loss = root((mean(error**2) - offset**2) / (variance + self.strength_floor))
+        loss = loss + 0.5 * root(offset**2 / (variance + level**2 + _OFFSET_FLOOR))
+        down, right = (slice(None), slice(1, None)), (slice(None), slice(None), slice(1, None))
+        up, left = (slice(None), slice(None, -1)), (slice(None), slice(None), slice(None, -1))
+        for after, before in ((down, up), (right, left)):
+            change, true_change = error[after] - error[before], true[after] - true[before]
+            above, below = mean(change**2, weight[after]), mean(true_change**2, weight[after])
+            loss = loss + 0.25 * root(above / (below + self.strength_floor))
+        fixed, size = ops.stop_gradient(error) ** 2, ops.stop_gradient(deviation) ** 2
+        likelihood = mean(size * (0.5 * fixed / deviation**2 + ops.log(deviation)))
+        return ops.mean(loss + _LIKELIHOOD_WEIGHT * likelihood / (variance + self.strength_floor))
 
 
 def overlapping_kernels(relative_step: NDArray) -> NDArray[np.float64]:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 
 from training.batches import Batches
+from training.dataset import load_shards
 from training.exit_wave_batches import ExitWaveBatches, correlation
 from training.exit_wave_loss import WEIGHTS, ExitWaveLoss
-from training.losses import StitchedExitWaveError, exit_wave_error, phase_scores
+from training.image_networks import StitchedNetwork
+from training.losses import PhaseImageError, StitchedExitWaveError, exit_wave_error, phase_scores
 from training.networks import NETWORKS
+from training.scan_batches import ScanBatches, Scans
 from training.unet import complex_unet, unet
 
 VALIDATION_DRAWS = 4
+STITCHED_KIND = "stitched"
 EXIT_WAVE_NETWORKS = {network.__name__: network for network in (unet, complex_unet)}
 
 
 class Recipe(Protocol):
-    """Attributes: `epochs` of the whole training; `arrays`, those of the shards that it needs, all if None."""
+    """Attribute: `epochs` of the whole training."""
 
     epochs: int
-    arrays: tuple[str, ...] | None
+
+    def load(self, folder: Path, numbers: list[int]) -> Any:
+        """What `batches` and `validate` take, from these shards."""
 
     def network(self) -> keras.Model: ...
 
@@ -32,11 +39,11 @@ class Recipe(Protocol):
     def changes(self, epoch: int) -> bool:
         """Whether the loss of this epoch is another than that of the one before."""
 
-    def batches(self, shards: dict, epoch: int) -> keras.utils.PyDataset: ...
+    def batches(self, shards: Any, epoch: int) -> keras.utils.PyDataset: ...
 
     def learning_rate(self, epoch: int, state: dict) -> float: ...
 
-    def validate(self, model: keras.Model, shards: dict, epoch: int, state: dict) -> dict[str, float]:
+    def validate(self, model: keras.Model, shards: Any, epoch: int, state: dict) -> dict[str, float]:
         """Scores, and the state that the schedule keeps, changed in place."""
 
 
@@ -47,16 +54,27 @@ def recipe(config: dict) -> Recipe:
         return WindowRecipe(config)
     if kind in EXIT_WAVE_NETWORKS:
         return ExitWaveRecipe(config)
-    raise ValueError(f"kind of [network] is {kind!r}; known are {', '.join([*NETWORKS, *EXIT_WAVE_NETWORKS])}.")
+    if kind == STITCHED_KIND:
+        return StitchedRecipe(config)
+    known = [*NETWORKS, *EXIT_WAVE_NETWORKS, STITCHED_KIND]
+    raise ValueError(f"kind of [network] is {kind!r}; known are {', '.join(known)}.")
+
+
+def cosine_decay(config: dict, epoch: int) -> float:
+    """From the configured rate to 0 over all epochs, a tenth of the rate in the first."""
+    if epoch == 0:
+        return float(config["learning_rate"] / 10)
+    return float(config["learning_rate"] * 0.5 * (1 + np.cos(np.pi * epoch / config["epochs"])))
 
 
 class WindowRecipe:
     """Networks that give the object in a window: AdamW, cosine decay, error of the stitched image."""
 
-    arrays: tuple[str, ...] | None = None
-
     def __init__(self, config: dict) -> None:
         self.config, self.epochs = config, config["epochs"]
+
+    def load(self, folder: Path, numbers: list[int]) -> dict:
+        return load_shards(folder, numbers)
 
     def network(self) -> keras.Model:
         arguments = dict(self.config["network"])
@@ -85,10 +103,7 @@ class WindowRecipe:
         )
 
     def learning_rate(self, epoch: int, state: dict) -> float:
-        """Cosine decay from the configured rate to 0 over all epochs, a tenth of the rate in the first."""
-        if epoch == 0:
-            return float(self.config["learning_rate"] / 10)
-        return float(self.config["learning_rate"] * 0.5 * (1 + np.cos(np.pi * epoch / self.epochs)))
+        return cosine_decay(self.config, epoch)
 
     def validate(self, model: keras.Model, shards: dict, epoch: int, state: dict) -> dict[str, float]:
         """Exit wave error over an empty specimen's, phase correlation and slope, at every validation dose.
@@ -116,6 +131,65 @@ class WindowRecipe:
         return scores
 
 
+class StitchedRecipe:
+    """Pattern encoder and image network: AdamW, cosine decay, relative error of the phase image, averaged weights."""
+
+    def __init__(self, config: dict) -> None:
+        self.config, self.epochs = config, config["epochs"]
+
+    def load(self, folder: Path, numbers: list[int]) -> Scans:
+        return Scans(folder, numbers)
+
+    def network(self) -> keras.Model:
+        return StitchedNetwork(self.config["encoder"], self.config["image"])
+
+    def compile(self, model: keras.Model, epoch: int, optimizer: Any) -> None:
+        if optimizer is None:
+            optimizer = keras.optimizers.AdamW(
+                weight_decay=self.config["weight_decay"],
+                global_clipnorm=1.0,
+                use_ema=True,
+                ema_momentum=self.config["averaging"],
+            )
+        model.compile(optimizer, PhaseImageError(self.config["strength_floor"]))
+
+    def changes(self, epoch: int) -> bool:
+        return False
+
+    def batches(self, shards: Scans, epoch: int) -> ScanBatches:
+        config = self.config
+        return ScanBatches(shards, config["batches_per_epoch"], config["seed"], epoch, workers=2, max_queue_size=8)
+
+    def learning_rate(self, epoch: int, state: dict) -> float:
+        return cosine_decay(self.config, epoch)
+
+    def validate(self, model: keras.Model, shards: Scans, epoch: int, state: dict) -> dict[str, float]:
+        """Of the averaged weights: median relative error and mean correlation of the phase at every validation dose.
+
+        After the last epoch the model keeps the averaged weights.
+        """
+        config = self.config
+        last = epoch + 1 == self.epochs
+        if (epoch + 1) % config["validate_every"] and not last:
+            return {}
+        trained = model.get_weights()
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+        scores = {}
+        for dose in config["validation_doses"]:
+            errors, correlations = [], []
+            for inputs, target in (ScanBatches(shards, 0, config["seed"], 0, dose)[n] for n in range(len(shards))):
+                predicted = np.asarray(model(inputs))[..., 0][target[..., 0] != 0]
+                true = target[target != 0]
+                errors.append(np.sqrt(np.mean((predicted - true) ** 2) / np.var(true)))
+                correlations.append(np.corrcoef(predicted, true)[0, 1])
+            name = f"{dose:g}" if dose else "no noise"
+            scores[f"error at {name}"] = float(np.median(errors))
+            scores[f"xc at {name}"] = float(np.mean(correlations))
+        if not last:
+            model.set_weights(trained)
+        return scores
+
+
 class ExitWaveRecipe:
     """The paper's training: Adam, loss (11), rate halved on a plateau of the validation loss, a second phase.
 
@@ -131,9 +205,10 @@ class ExitWaveRecipe:
         unknown = self.second.keys() - WEIGHTS.keys()
         if unknown:
             raise ValueError(f"[second_phase] has {sorted(unknown)}, expected epochs and any of {', '.join(WEIGHTS)}.")
-        self.arrays: tuple[str, ...] | None = ("amplitudes", "exit_wave", "parameters")
-        if config["label"] == "projected_phase":
-            self.arrays = (*self.arrays, "phase")
+
+    def load(self, folder: Path, numbers: list[int]) -> dict:
+        phase = ("phase",) if self.config["label"] == "projected_phase" else ()
+        return load_shards(folder, numbers, ("amplitudes", "exit_wave", "parameters", *phase))
 
     def network(self) -> keras.Model:
         arguments = dict(self.config["network"])

@@ -1,0 +1,140 @@
+"""Networks of `training.image_networks` to one ONNX file, with a parity check and the metadata that the engine reads.
+
+    python -m export.stitched RUN_FOLDER/model.keras MODEL_CONFIG DATA_FOLDER OUTPUT.onnx --name airpi-3-fast --version 1
+
+Prints the largest difference between Keras and ONNX Runtime on simulated inputs, and fails above the tolerance. With
+`--averaged` the weights are the averages of a run that isn't finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import tensorflow as tf
+import tf2onnx
+from numpy.typing import NDArray
+
+from airpi_py4d.plan import CITATION
+from export.to_onnx import OPSET, TOLERANCE, domain
+from export.two_parts import join
+from training.config import read_config
+from training.dataset import shard_path
+from training.image_networks import EXTRA_CHANNELS, StitchedNetwork, receptive_margin
+from training.losses import PhaseImageError  # noqa: F401 (registers the loss)
+from training.scan_batches import SCAN_DOSE_RANGE, ScanBatches, Scans
+from training.simulation import DETECTOR
+
+
+def convert(model: StitchedNetwork) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """ONNX graphs of the encoder and of the image network."""
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None, DETECTOR, DETECTOR), tf.float32, name="patterns"),
+            tf.TensorSpec((None, 3), tf.float32, name="geometry"),
+        ]
+    )
+    def encoder(patterns: tf.Tensor, geometry: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"feature_patch": model.encoder([patterns, geometry], training=False)}
+
+    channels = model.encoder.output.shape[1] + EXTRA_CHANNELS
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((1, channels, None, None), tf.float32, name="image_features"),
+            tf.TensorSpec((1, 4), tf.float32, name="image_geometry"),
+        ]
+    )
+    def image(image_features: tf.Tensor, image_geometry: tf.Tensor) -> dict[str, tf.Tensor]:
+        return dict(model.image([image_features, image_geometry], training=False))
+
+    graphs = tuple(
+        tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)[0]
+        for function in (encoder, image)
+    )
+    for graph in graphs:
+        onnx.checker.check_model(graph, full_check=True)
+    return graphs[0], graphs[1]
+
+
+def parity(model: StitchedNetwork, graphs: tuple[onnx.ModelProto, onnx.ModelProto], inputs: dict) -> dict[str, float]:
+    """Largest absolute differences between Keras and ONNX Runtime (CPU): of the features, of the phase [rad].
+
+    Parameters
+    ----------
+    inputs : dict of ndarray
+        As `StitchedNetwork` takes them, of one scan.
+    """
+    sessions = [
+        onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"]) for graph in graphs
+    ]
+    patterns = inputs["patterns"].reshape(-1, DETECTOR, DETECTOR)
+    geometry = np.repeat(inputs["geometry"], len(patterns), axis=0)
+    expected = np.asarray(model.encoder([patterns, geometry]))
+    features = sessions[0].run(["feature_patch"], {"patterns": patterns, "geometry": geometry})[0]
+    stitched = np.asarray(model.stitched(inputs["patterns"], expected, inputs, inputs["geometry"][:, :1]))
+    image_geometry = np.concatenate([inputs["pixel_size"], inputs["geometry"]], 1).astype(np.float32)
+    phase = np.asarray(model.image([stitched, image_geometry])["phase"])
+    found = sessions[1].run(["phase"], {"image_features": stitched, "image_geometry": image_geometry})[0]
+    return {"features": float(np.abs(features - expected).max()), "phase": float(np.abs(found - phase).max())}
+
+
+def metadata(name: str, version: str, config: dict, data: Path, parameters: NDArray) -> dict:
+    """What `export.two_parts.join` writes into the file beside the contract."""
+    description = json.loads((data / "config.json").read_text())
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    return {
+        "name": name,
+        "version": version,
+        "normalisation": "inside the graph: counts over the electrons of the pattern, to the powers 1/4 and 1/2",
+        "domain": domain(parameters) | {"electrons_per_pattern": SCAN_DOSE_RANGE},
+        "training": {
+            "scans": len(parameters),
+            "data_configuration": description,
+            "data_configuration_sha256": digest,
+            "configuration": config,
+        },
+        "license": "GPL-3.0-or-later",
+        "citation": CITATION,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "config", "data", "output"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--version", required=True)
+    parser.add_argument("--averaged", action="store_true", help="of a checkpoint, take the averages of the weights")
+    arguments = parser.parse_args()
+    config = read_config(arguments.config)
+    model = keras.saving.load_model(arguments.model, compile=arguments.averaged)
+    if arguments.averaged:
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+    numbers = sorted(int(path.stem.split("_")[1]) for path in arguments.data.glob("shard_*.npz"))
+    paths = [shard_path(arguments.data, n) for n in numbers[config["validation_shards"] :]]
+    parameters = np.concatenate([np.load(path)["parameters"] for path in paths])
+    graphs = convert(model)
+    scans = Scans(arguments.data, numbers[:1])
+    for number, dose in enumerate((0.0, 100.0, 10.0)):
+        differences = parity(model, graphs, ScanBatches(scans, 0, 0, 0, dose)[number][0])
+        shown = ", ".join(f"{name} {value:.2e}" for name, value in differences.items())
+        print(f"Keras - ONNX Runtime, {dose:g} electrons a pattern (0: no noise): at most {shown}")
+        if max(differences.values()) > TOLERANCE:
+            raise SystemExit(f"difference above {TOLERANCE}: nothing written")
+    described = metadata(arguments.name, arguments.version, config, arguments.data, parameters)
+    joined = join(*graphs, receptive_margin(**config["image"]), described)
+    onnx.save(joined, arguments.output)
+    print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB, operators:")
+    print(", ".join(sorted({node.op_type for graph in graphs for node in graph.graph.node})))
+
+
+if __name__ == "__main__":
+    main()

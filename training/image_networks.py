@@ -1,0 +1,318 @@
+"""Networks in two parts, in backend-neutral Keras 3: every pattern to a feature patch, the stitched features to the phase.
+
+    patterns -> pattern encoder -> feature patches -> stitched feature image -> image network -> phase and its error
+
+The encoder sees a pattern alone, so that it runs once for every position, however many patches overlap. Stitching is
+linear. The image network sees what all patterns around a pixel say of it. What the engine does with the parts is
+written in `airpi_py4d.feature_stitching`; here the stitching of a small square scan is three matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+from numpy.typing import NDArray
+
+from airpi_py4d.stitching import interpolation_matrix
+from training.networks import CountEncoding, Gain, modulate
+from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR, OBJECT
+
+#: Pixel of the patches, and their side, in units of 1 / k0.
+PATCH_PIXEL = BRIGHT_FIELD_RADIUS / DETECTOR
+PATCH_SIDE = OBJECT * PATCH_PIXEL
+#: Channels of the image network's input behind the features: level of the counts, coverage.
+EXTRA_CHANNELS = 2
+_GRADIENT_SCALE = 12.0
+_NOISE_OF_ONE_ELECTRON = 14.0
+
+
+@keras.saving.register_keras_serializable("airpi")
+class FirstOrder(layers.Layer):
+    r"""What the bright field of one pattern says of a weak specimen, to first order.
+
+    For a weak phase phi (and absorption mu) the wave psi = P (1 + i phi - mu) behind a probe changes the intensity by
+    dI(k) = 2 Re[conj(Psi(k)) F{P (i phi - mu)}(k)], Psi = F{P} = A(k) exp(-i chi(k)). The adjoint of this linear map,
+    applied to the relative change of the counts n over their mean in the bright-field disk, is
+
+    .. math:: g(r) = 2 P^*(r) \sum_k \Psi(k)\, e^{2\pi i k r} (n(k) / \bar{n} - 1)
+
+    with P scaled so that P(0) = 1 without aberrations, times 12, which makes the stitched features about as large as
+    the phase. Its imaginary part is the likelihood's gradient by the phase,
+    where single-slice ptychography starts, its real part that by the absorption.
+
+    In: patterns (n, 64, 64), geometry (n, 3). Out: (n, 2, 16, 16), imaginary and real part.
+    """
+
+    def build(self, *_: Any) -> None:
+        reach = np.arange(-BRIGHT_FIELD_RADIUS, BRIGHT_FIELD_RADIUS + 1)
+        squared = (reach[:, None] ** 2 + reach[None] ** 2) / BRIGHT_FIELD_RADIUS**2
+        self.disk = (squared <= 1).astype("float32")
+        self.squared = squared.astype("float32")
+        angle = 2 * np.pi * np.outer(reach, np.arange(OBJECT) - OBJECT // 2) / DETECTOR
+        c, s = np.cos(angle), np.sin(angle)
+        # (re, im) of k to (re, im) of r as one real matrix
+        self.to_object = np.block([[c, s], [-s, c]]).astype("float32")
+        self.inner = slice(DETECTOR // 2 - BRIGHT_FIELD_RADIUS, DETECTOR // 2 + BRIGHT_FIELD_RADIUS + 1)
+
+    def transformed(self, real: Any, imaginary: Any) -> tuple[Any, Any]:
+        """sum_k exp(2 pi i k r) f(k), real and imaginary: (m, 25, 25) over the bright-field disk to (m, 16, 16)."""
+        for _ in range(2):  # columns, then rows; the axes are swapped twice
+            both = ops.matmul(ops.concatenate([real, imaginary], axis=-1), self.to_object)
+            both = ops.transpose(both, (0, 2, 1))
+            real, imaginary = both[:, :OBJECT], both[:, OBJECT:]
+        return real, imaginary
+
+    def call(self, patterns: Any, geometry: Any) -> Any:
+        counts = patterns[:, self.inner, self.inner]
+        area = float(self.disk.sum())
+        mean = ops.sum(counts * self.disk, axis=(1, 2), keepdims=True) / area
+        change = counts / ops.maximum(mean, 1 / area) - 1
+        chi = geometry[:, 1, None, None] * self.squared + geometry[:, 2, None, None] * self.squared**2
+        scale = self.disk / area
+        real, imaginary = ops.cos(chi) * scale, -ops.sin(chi) * scale
+        probe_real, probe_imaginary = self.transformed(real, imaginary)
+        wave_real, wave_imaginary = self.transformed(real * change, imaginary * change)
+        return _GRADIENT_SCALE * 2 * ops.stack(
+            [
+                probe_real * wave_imaginary - probe_imaginary * wave_real,
+                probe_real * wave_real + probe_imaginary * wave_imaginary,
+            ],
+            axis=1,
+        )
+
+
+def pattern_encoder(fine_channels: int, coarse_channels: int, blocks: int, head: int, features: int) -> keras.Model:
+    """Encoder of single patterns: `patterns` (n, 64, 64) [electrons], `geometry` (n, 3) to (n, features + 2, 16, 16).
+
+    4 x 4 pixels -> 8 x 8 -> residual blocks -> perceptron -> object window; the last two features are `FirstOrder`'s.
+    """
+    patterns = keras.Input((DETECTOR, DETECTOR), name="patterns")
+    geometry = keras.Input((3,), name="geometry")
+    x, level = PatternCounts(fine_channels)(patterns)
+    condition = layers.Dense(32, activation="swish")(layers.Concatenate()([geometry, level]))
+    x = layers.Activation("swish")(modulate(x, condition))
+    x = layers.Conv2D(coarse_channels, 3, strides=2, padding="same", kernel_initializer="he_normal")(x)
+    x = layers.Activation("swish")(modulate(x, condition))
+    for _ in range(blocks):
+        y = layers.Conv2D(coarse_channels, 3, padding="same", kernel_initializer="he_normal")(x)
+        y = layers.Activation("swish")(modulate(y, condition))
+        x = x + Gain()(layers.Conv2D(coarse_channels, 3, padding="same", kernel_initializer="he_normal")(y))
+    x = layers.Conv2D(24, 1)(layers.Activation("swish")(x))
+    x = layers.Dense(head)(layers.Flatten()(x))
+    x = layers.Activation("swish")(modulate(layers.Reshape((1, 1, head))(x), condition))
+    learned = layers.Reshape((features, OBJECT, OBJECT))(layers.Dense(features * OBJECT**2)(layers.Flatten()(x)))
+    linear = FirstOrder(name="first_order")(patterns, geometry)
+    return keras.Model(
+        [patterns, geometry], layers.Concatenate(axis=1, name="feature_patch")([learned, linear]), name="encoder"
+    )
+
+
+@keras.saving.register_keras_serializable("airpi")
+class PatternCounts(CountEncoding):
+    """`CountEncoding` of single patterns: (n, 64, 64) to (n, 16, 16, filters) and the level (n, 1)."""
+
+    def build(self, *_: Any) -> None:
+        self.kernel = self.add_weight(shape=(4, 4, 2, self.filters), initializer="he_normal", name="kernel")
+        self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
+
+    def call(self, patterns: Any) -> tuple[Any, Any]:
+        counts = ops.maximum(patterns, 0.0)
+        electrons = ops.maximum(ops.sum(counts, axis=(1, 2)), 1.0)[:, None, None, None]
+        root = ops.sqrt(counts)[..., None]
+        quarter_kernel, root_kernel = 5.0 * self.kernel[:, :, :1], 12.0 * self.kernel[:, :, 1:]
+        scale = ops.rsqrt(electrons)
+        x = ops.conv(root, root_kernel, strides=4) * scale
+        x = x + ops.conv(ops.sqrt(root), quarter_kernel, strides=4) * ops.sqrt(scale)
+        offset = self.bias - ops.sum(0.12 * quarter_kernel, (0, 1, 2)) - ops.sum(0.02 * root_kernel, (0, 1, 2))
+        level = ops.log(electrons[:, :, 0, 0]) / (7 * 2.302585)
+        return x + offset, ops.minimum(level, 1.0)
+
+
+@keras.saving.register_keras_serializable("airpi")
+class Spread(layers.Layer):
+    """Numbers (n, d) on all pixels of an image (n, rows, columns, c): (n, rows, columns, d)."""
+
+    def call(self, numbers: Any, image: Any) -> Any:
+        return ops.zeros_like(image[..., :1]) + numbers[:, None, None, :]
+
+
+@keras.saving.register_keras_serializable("airpi")
+class PhaseAndError(layers.Layer):
+    """Two channels to the phase [rad] and the standard deviation of its error [rad], (n, 1, rows, columns) each."""
+
+    def call(self, x: Any) -> tuple[Any, Any]:
+        error = ops.exp(ops.clip(x[..., 1:] - 3.0, -9.0, 3.0))
+        return ops.transpose(x[..., :1], (0, 3, 1, 2)), ops.transpose(error, (0, 3, 1, 2))
+
+
+@keras.saving.register_keras_serializable("airpi")
+class NoiseScaled(layers.Layer):
+    r"""The first-order features over \sqrt{1 + a / \rho}, so that their counting noise is never far above 1.
+
+    \rho are the electrons in an area of 1 / k0^2, the level's 10^{7 level} a pattern over the squared step; a is the
+    variance of the stitched `FirstOrder` features at one electron in that area.
+
+    In: (n, rows, columns, features + 2) with the first-order features before level and coverage, and geometry (n, 4).
+    """
+
+    def call(self, x: Any, geometry: Any) -> Any:
+        density = ops.exp(7 * 2.302585 * x[..., -2:-1]) / geometry[:, None, None, 1:2] ** 2
+        scaled = x[..., -4:-2] * ops.rsqrt(1 + _NOISE_OF_ONE_ELECTRON / density)
+        return ops.concatenate([x[..., :-4], scaled, x[..., -2:]], axis=-1)
+
+
+def modulate_pixels(x: Any, condition: Any) -> Any:
+    """Scale and shift every channel of x (n, rows, columns, c) by learned functions of the condition at each pixel."""
+    channels = x.shape[-1]
+    change = layers.Conv2D(2 * channels, 1, kernel_initializer="zeros")(condition)
+    return x * (1 + change[..., :channels]) + change[..., channels:]
+
+
+def image_block(x: Any, condition: Any) -> Any:
+    """x + gain * conv(swish(modulated conv(x)))."""
+    channels = x.shape[-1]
+    y = layers.Conv2D(channels, 3, padding="same", kernel_initializer="he_normal")(x)
+    y = layers.Activation("swish")(modulate_pixels(y, condition))
+    return x + Gain()(layers.Conv2D(channels, 3, padding="same", kernel_initializer="he_normal")(y))
+
+
+def image_network(features: int, channels: list[int], blocks: list[int]) -> keras.Model:
+    """U-Net from the stitched features to the phase.
+
+    `image_features` (n, features + 2, rows, columns), rows and columns multiples of 4, and `image_geometry` (n, 4):
+    pixel size and scan step [1 / k0], phases of defocus and C_s at the aperture's edge [rad]. Out: `phase` and
+    `phase_error` [rad], (n, 1, rows, columns).
+
+    Parameters
+    ----------
+    features : int
+        Of the encoder.
+    channels, blocks : list of int
+        Channels at full, half and quarter resolution; residual blocks down, at the bottom, and up.
+    """
+    inputs = keras.Input((features + EXTRA_CHANNELS, None, None), name="image_features")
+    geometry = keras.Input((4,), name="image_geometry")
+    x = NoiseScaled()(layers.Permute((2, 3, 1))(inputs), geometry)
+    known = layers.Concatenate()([x[..., features:], Spread()(geometry, x)])
+    condition = layers.Conv2D(24, 1, activation="swish")(known)
+    conditions = [condition]
+    for _ in channels[1:]:
+        conditions.append(layers.AveragePooling2D(2)(conditions[-1]))
+    x = layers.Conv2D(channels[0], 3, padding="same", kernel_initializer="he_normal")(x)
+    x = modulate_pixels(x, condition)
+    skips = []
+    for level, of_level in enumerate(channels):
+        if level:
+            x = layers.Conv2D(of_level, 2, strides=2, kernel_initializer="he_normal")(x)
+        bottom = level == len(channels) - 1
+        for _ in range(blocks[1] if bottom else blocks[0]):
+            x = image_block(x, conditions[level])
+        skips.append(x)
+    for level in reversed(range(len(channels) - 1)):
+        x = layers.UpSampling2D(2)(layers.Conv2D(channels[level], 1)(x)) + skips[level]
+        for _ in range(blocks[2]):
+            x = image_block(x, conditions[level])
+    small = keras.initializers.RandomNormal(stddev=1e-3)
+    out = layers.Conv2D(2, 3, padding="same", kernel_initializer=small)(layers.Activation("swish")(x))
+    phase, error = PhaseAndError(name="phase_and_error")(out)
+    return keras.Model([inputs, geometry], {"phase": phase, "phase_error": error}, name="image_network")
+
+
+def receptive_margin(channels: list[int], blocks: list[int]) -> int:
+    """Pixels around one that the image network sees at most, along an axis, rounded up to a multiple of 4."""
+    levels = len(channels)
+    reach = 2.0  # first and last convolution
+    for level in range(levels):
+        number = blocks[1] if level == levels - 1 else blocks[0] + blocks[2]
+        reach += 2 * number * 2**level + 2**level
+    return 4 * math.ceil(reach / 4)
+
+
+def stitching_matrices(positions: int, oversample: int, relative_step: float) -> tuple[NDArray, NDArray]:
+    """Along one axis: features times window (pixels, positions * 16), and the window alone (pixels, positions).
+
+    Rows of zeros make the pixels a multiple of 4, as the image network wants them.
+
+    Parameters
+    ----------
+    positions, oversample : int
+        Scan positions; image pixels a step.
+    relative_step : float
+        [1 / k0]
+    """
+    pixel = relative_step / oversample
+    half = math.ceil(PATCH_SIDE / 2 / pixel)
+    offsets = np.arange(-half, half + 1)
+    window = np.where(
+        np.abs(offsets * pixel) < PATCH_SIDE / 2, np.cos(np.pi * offsets * pixel / PATCH_SIDE) ** 2, 0.0
+    )
+    fine = window[:, None] * interpolation_matrix(OBJECT, PATCH_PIXEL, 2 * half + 1, pixel)
+    pixels = (positions - 1) * oversample + 1
+    padding = -pixels % 4
+    features = np.zeros((pixels + 2 * half, positions, OBJECT), np.float32)
+    weights = np.zeros((pixels + 2 * half, positions), np.float32)
+    for n in range(positions):
+        here = slice(n * oversample, n * oversample + 2 * half + 1)
+        features[here, n], weights[here, n] = fine, window
+    features = np.pad(features[half:-half].reshape(pixels, -1), ((0, padding), (0, 0)))
+    return features, np.pad(weights[half:-half], ((0, padding), (0, 0)))
+
+
+@keras.saving.register_keras_serializable("airpi")
+class StitchedNetwork(keras.Model):
+    """Encoder, stitching and image network of square scans.
+
+    In: `patterns` (n, p, p, 64, 64) [electrons], `geometry` (n, 3), `features_matrix` (n, pixels, 16 p) and
+    `window_matrix` (n, pixels, p) as from `stitching_matrices`, `pixel_size` (n, 1) [1 / k0]. Out: (n, pixels, pixels, 3):
+    phase [rad], its error [rad] and the coverage.
+
+    Parameters
+    ----------
+    encoder, image : dict
+        Arguments of `pattern_encoder`, and of `image_network` but `features`.
+    """
+
+    def __init__(self, encoder: dict, image: dict, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.arguments = {"encoder": encoder, "image": image}
+        self.encoder = pattern_encoder(**encoder)
+        self.image = image_network(encoder["features"] + 2, **image)
+        self.built = True  # its parts are
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | self.arguments
+
+    def stitched(self, patterns: Any, patches: Any, inputs: dict, step: Any) -> Any:
+        """Features, level and coverage (n, features + 4, pixels, pixels) of patches (n p p, features + 2, 16, 16)."""
+        (n, positions), features = ops.shape(patterns)[:2], patches.shape[1]
+        rows, window = inputs["features_matrix"], inputs["window_matrix"]
+        pixels = ops.shape(rows)[1]
+        electrons = ops.maximum(ops.sum(patterns, axis=(3, 4)), 0.0)
+        x = ops.reshape(patches, (n, positions, positions, features, OBJECT, OBJECT))
+        x = x * electrons[..., None, None, None]
+        x = ops.transpose(x, (0, 1, 4, 2, 3, 5))  # n, position row, patch row, position column, feature, patch column
+        x = ops.matmul(rows, ops.reshape(x, (n, positions * OBJECT, positions * features * OBJECT)))
+        x = ops.reshape(x, (n, pixels, positions, features, OBJECT))
+        x = ops.transpose(x, (0, 3, 1, 2, 4))  # n, feature, pixel row, position column, patch column
+        across = ops.transpose(rows, (0, 2, 1))[:, None]
+        x = ops.matmul(ops.reshape(x, (n, features, pixels, positions * OBJECT)), across)
+        weight = ops.matmul(ops.matmul(window, electrons), ops.transpose(window, (0, 2, 1)))
+        along = ops.sum(window, axis=2)
+        seen = along[:, :, None] * along[:, None]
+        level = ops.log(ops.maximum(weight / ops.maximum(seen, 1e-6), 1.0)) / (7 * 2.302585)
+        coverage = seen * step[:, :, None] ** 2 / (PATCH_SIDE**2 / 4)
+        x = x / ops.maximum(weight, 1e-6)[:, None]
+        return ops.concatenate([x, ops.minimum(level, 1.0)[:, None], coverage[:, None]], axis=1)
+
+    def call(self, inputs: dict) -> Any:
+        patterns, geometry = inputs["patterns"], inputs["geometry"]
+        flat = ops.reshape(patterns, (-1, DETECTOR, DETECTOR))
+        of_patterns = ops.repeat(geometry, ops.shape(patterns)[1] ** 2, axis=0)
+        x = self.stitched(patterns, self.encoder([flat, of_patterns]), inputs, geometry[:, :1])
+        image = self.image([x, ops.concatenate([inputs["pixel_size"], geometry], axis=1)])
+        maps = ops.concatenate([image["phase"], image["phase_error"], x[:, -1:]], axis=1)
+        return ops.transpose(maps, (0, 2, 3, 1))

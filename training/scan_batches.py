@@ -1,0 +1,181 @@
+"""Batches of whole scans for the networks of `training.image_networks`: augmented, counted, of one size a batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from training.batches import (
+    CENTER_ERROR,
+    COARSE_PIXELS,
+    COARSE_SHARE,
+    CROPPED_SHARE,
+    DEFOCUS_ERROR,
+    DEFOCUS_UNTOLD_SHARE,
+    EMPTY_SHARE,
+    MISALIGNED_SHARE,
+    NOISE_FREE_SHARE,
+    SCALE_ERROR,
+    _record,
+    geometry,
+    vacuum_pattern,
+)
+from training.dataset import shard_path
+from training.image_networks import stitching_matrices
+from training.scans import POSITIONS_SMALL_STEP
+from training.simulation import DETECTOR
+
+#: Image pixels along an axis, and patterns, that a batch's scans have at most.
+LARGEST_IMAGE = 64
+PATTERNS_A_BATCH = 1024
+#: Electrons a pattern, drawn evenly on a logarithmic scale.
+SCAN_DOSE_RANGE = (1.5, 1e6)
+
+
+class Scans:
+    """Scans in memory: amplitudes (p, p, 64, 64) and phase [rad] of each, and rows of PARAMETERS.
+
+    Parameters
+    ----------
+    folder : Path
+    numbers : list of int
+        Shards.
+    """
+
+    def __init__(self, folder: Path, numbers: list[int]) -> None:
+        self.amplitudes: list[NDArray[np.float16]] = []
+        self.phases: list[NDArray[np.float32]] = []
+        parameters = []
+        for number in numbers:
+            with np.load(shard_path(folder, number)) as shard:
+                parameters.append(shard["parameters"])
+                for n in range(len(parameters[-1])):
+                    self.amplitudes.append(shard[f"amplitudes_{n}"])
+                    self.phases.append(shard[f"phase_{n}"])
+        self.parameters = np.concatenate(parameters)
+        self.geometry = geometry(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.amplitudes)
+
+    def oversample(self, scan: int) -> int:
+        """Image pixels a scan step."""
+        return (len(self.phases[scan]) - 1) // (len(self.amplitudes[scan]) - 1)
+
+
+def mirrored(patterns: NDArray, phase: NDArray, operation: int) -> tuple[NDArray, NDArray]:
+    """One of the eight symmetries of the square, the same on scan, detector and image (see `batches.symmetry`).
+
+    Parameters
+    ----------
+    patterns : ndarray, shape (p, p, 64, 64)
+    phase : ndarray, shape (pixels, pixels)
+    operation : int
+        0 to 7: bit 0 mirrors the columns, bit 1 the rows, bit 2 swaps rows and columns.
+    """
+    if operation & 1:
+        patterns, phase = np.roll(patterns[:, ::-1, :, ::-1], 1, 3), phase[:, ::-1]
+    if operation & 2:
+        patterns, phase = np.roll(patterns[::-1, :, ::-1], 1, 2), phase[::-1]
+    if operation & 4:
+        patterns, phase = patterns.transpose(1, 0, 3, 2), phase.T
+    return patterns, phase
+
+
+class ScanBatches(keras.utils.PyDataset):
+    """Keras data set of (inputs, target): inputs as `StitchedNetwork` takes them, target (n, pixels, pixels, 1) [rad], with
+    zeros beyond the image that make its pixels a multiple of 4.
+
+    The scans of a batch have the same number of positions and of image pixels a step; of scans with large images a
+    part is taken.
+
+    Parameters
+    ----------
+    scans : Scans
+    batches : int
+        An epoch.
+    seed, epoch : int
+        They decide every random choice.
+    dose : float, optional
+        For validation: this many electrons a pattern (0 for no noise), every scan once and no augmentation.
+    """
+
+    def __init__(
+        self, scans: Scans, batches: int, seed: int, epoch: int = 0, dose: float | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.scans, self.seed, self.epoch, self.dose = scans, seed, epoch, dose
+        self.batches = batches if dose is None else len(scans)
+        sizes = [(len(a), scans.oversample(n)) for n, a in enumerate(scans.amplitudes)]
+        self.alike = {size: np.array([n for n, other in enumerate(sizes) if other == size]) for size in set(sizes)}
+        self.sizes = sizes
+        self.by_positions = [
+            np.array([n for n, size in enumerate(sizes) if (size[0] == POSITIONS_SMALL_STEP) == small])
+            for small in (True, False)
+        ]
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> tuple[dict[str, NDArray], NDArray]:
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        augment = self.dose is None
+        first = int(rng.integers(len(self.scans))) if augment else index
+        if augment and index < 2:  # of different sizes: from two batches Keras concludes which sizes are constant
+            first = int(rng.choice(self.by_positions[index]))
+        positions, oversample = self.sizes[first]
+        taken = min(positions, (LARGEST_IMAGE - 1) // oversample + 1)
+        pixels = (taken - 1) * oversample + 1
+        count = max(2, min(8, round(PATTERNS_A_BATCH / taken**2))) if augment else 1
+        chosen = [first, *rng.choice(self.alike[self.sizes[first]], count - 1).tolist()]
+        clean = np.empty((count, taken**2, DETECTOR, DETECTOR), np.float32)
+        target = np.zeros((count, pixels + -pixels % 4, pixels + -pixels % 4, 1), np.float32)
+        for b, scan in enumerate(chosen):
+            row, column = rng.integers(positions - taken + 1, size=2) if augment else [(positions - taken) // 2] * 2
+            patterns = self.scans.amplitudes[scan][row : row + taken, column : column + taken]
+            top, left = row * oversample, column * oversample
+            phase = self.scans.phases[scan][top : top + pixels, left : left + pixels]
+            if augment:
+                patterns, phase = mirrored(patterns, phase, int(rng.integers(8)))
+            clean[b] = patterns.reshape(taken**2, DETECTOR, DETECTOR)
+            target[b, :pixels, :pixels, 0] = phase
+        np.square(clean, out=clean)
+        told = self.scans.geometry[chosen].copy()
+        doses = np.full(count, 0.0 if augment else self.dose)
+        half_widths, shifts, scales = np.full(count, DETECTOR), np.zeros((count, 2)), np.ones(count)
+        pixel_widths, offsets = np.ones(count, np.int64), np.zeros(count, np.int64)
+        if augment:
+            empty = rng.uniform(size=count) < EMPTY_SHARE
+            clean[empty] = vacuum_pattern()
+            target[empty] = 0
+            low, high = np.log(SCAN_DOSE_RANGE)
+            doses = np.exp(rng.uniform(low, high, size=count))
+            doses[rng.uniform(size=count) < NOISE_FREE_SHARE] = 0.0
+            cropped = rng.uniform(size=count) < CROPPED_SHARE
+            half_widths[cropped] = rng.integers(13, 32, size=cropped.sum())
+            misaligned = rng.uniform(size=count) < MISALIGNED_SHARE
+            shifts[misaligned] = rng.normal(0, CENTER_ERROR, (misaligned.sum(), 2))
+            scales[misaligned] = rng.normal(1, SCALE_ERROR, misaligned.sum())
+            coarse = rng.uniform(size=count) < COARSE_SHARE
+            pixel_widths[coarse] = rng.choice(COARSE_PIXELS, coarse.sum())
+            offsets[coarse] = rng.integers(0, pixel_widths[coarse])
+            told[:, 1] += rng.normal(0, DEFOCUS_ERROR, count)
+            told[rng.uniform(size=count) < DEFOCUS_UNTOLD_SHARE, 1:] = 0
+        counts = np.empty_like(clean)
+        _record(
+            clean, doses, half_widths, shifts, scales, pixel_widths, offsets, int(rng.integers(2**31)), counts
+        )
+        steps = self.scans.geometry[chosen, 0].astype(float)
+        matrices = [stitching_matrices(taken, oversample, step) for step in steps]
+        inputs = {
+            "patterns": counts.reshape(count, taken, taken, DETECTOR, DETECTOR),
+            "geometry": told,
+            "features_matrix": np.stack([features for features, _ in matrices]),
+            "window_matrix": np.stack([window for _, window in matrices]),
+            "pixel_size": (steps[:, None] / oversample).astype(np.float32),
+        }
+        return inputs, target
