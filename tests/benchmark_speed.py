@@ -32,6 +32,7 @@ import queue
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -74,6 +75,18 @@ def _child(function: Callable, arguments: tuple, results: multiprocessing.Queue)
         results.put((None, f"{type(error).__name__}: {error}".splitlines()[0]))
 
 
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Environment variables that a process which starts meanwhile has."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def apart(function: Callable, arguments: tuple, threads: int, limit: float) -> Any:
     """Result of a function in a new process, every library with so many threads.
 
@@ -84,9 +97,9 @@ def apart(function: Callable, arguments: tuple, threads: int, limit: float) -> A
     """
     context = multiprocessing.get_context("spawn")
     results: multiprocessing.Queue = context.Queue()
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     process = context.Process(target=_child, args=(function, arguments, results))
-    process.start()
+    with _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))):
+        process.start()
     deadline = time.monotonic() + limit
     try:
         while True:

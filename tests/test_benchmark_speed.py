@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import threading
 import time
 
@@ -152,6 +153,11 @@ class TestProfile:
 class TestProcesses:
     def test_result(self):
         assert benchmark_speed.apart(math.sqrt, (4,), 1, 60) == 2
+
+    def test_threads(self):
+        before = os.environ.get("OMP_NUM_THREADS")
+        assert benchmark_speed.apart(os.getenv, ("OMP_NUM_THREADS",), 3, 60) == "3"
+        assert os.environ.get("OMP_NUM_THREADS") == before
 
     def test_error(self):
         with pytest.raises(RuntimeError, match="ValueError: math domain error"):
