@@ -1,4 +1,4 @@
-"""Command line: ``python -m airpi_py4d demo``."""
+"""Command line: ``python -m airpi_py4d demo`` and ``python -m airpi_py4d diagnose``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from airpi_py4d import demo
+from airpi_py4d import demo, diagnose
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,10 +23,14 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     shown = commands.add_parser("demo", help="reconstruct the shipped scan, beside DPC and SSB, and write images")
     shown.add_argument("--output", type=Path, default=Path(), help="folder of the results (default: here)")
-    shown.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    shown.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or tensorrt (default: auto)")
+    commands.add_parser("diagnose", help="print versions, devices, threads and models of this installation")
     chosen = parser.parse_args(arguments)
     try:
-        demo.run(chosen.output, chosen.device)
+        if chosen.command == "demo":
+            demo.run(chosen.output, chosen.device)
+        else:
+            diagnose()
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         sys.exit(f"{parser.prog} {chosen.command}: {error}")
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from airpi_py4d import devices
 from airpi_py4d.acquisition import Acquisition
 from airpi_py4d.calibration import with_center
 from airpi_py4d.checks import BadPositions, check_data, read
@@ -82,7 +83,7 @@ def reconstruct(
         The calibration; a centre of None is measured from the mean pattern.
     model : str, Path or Model, optional
         Name of a shipped model, path of an ONNX file, or a loaded model.
-    device : {"auto", "cpu", "cuda", "cuda:N"}
+    device : {"auto", "cpu", "cuda", "cuda:N", "tensorrt", "tensorrt:N"}
         See `airpi_py4d.model.Model`. A loaded model stays where it is.
     oversample : int, optional
         Image pixels per scan step. By default the smallest number that makes the pixel no larger than the model's,
@@ -107,7 +108,7 @@ def reconstruct(
     OSError
         If the data can't be read to their end.
     RuntimeError
-        If CUDA was asked for and doesn't run.
+        If CUDA or TensorRT was asked for and doesn't run, or a loaded model runs elsewhere.
 
     Warns
     -----
@@ -134,7 +135,7 @@ def reconstruct(
     started = time.perf_counter()
     if not isinstance(model, Model):
         model = Model(model, device)
-    elif device.startswith("cuda") and model.provider != "CUDAExecutionProvider":
+    elif devices.provider(device) not in (None, model.provider):
         raise RuntimeError(
             f"device={device!r} was asked for, but the loaded model runs on {model.provider}; load it there."
         )

@@ -332,7 +332,7 @@ class AirpiUDF(UDF):
         here again.
     model : str or Path, optional
         Name of a shipped model or path of an ONNX file that every worker can read; each loads it once.
-    device : {"auto", "cpu", "cuda", "cuda:N"}
+    device : {"auto", "cpu", "cuda", "cuda:N", "tensorrt", "tensorrt:N"}
         See `airpi_py4d.model.Model`.
     oversample : int, optional
         Image pixels per scan step. By default the smallest number that makes the pixel no larger than the model's,

@@ -6,11 +6,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from airpi_py4d import devices
 from airpi_py4d.models import GRIDS, SCHEMA, find, read
 
 DEFAULT_MODEL = "airpi-2"
@@ -84,25 +84,6 @@ def read_contract(metadata: dict[str, str], origin: str) -> Contract:
     )
 
 
-def _providers(runtime: Any, device: str) -> list[Any]:
-    """Execution providers to ask for, first the one that must run (unless device is auto)."""
-    kind, _, number = device.partition(":")
-    cuda = ("CUDAExecutionProvider", {"device_id": int(number) if number.isdigit() else 0})
-    if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdigit())):
-        raise ValueError(f"device is {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:1'.")
-    available = "CUDAExecutionProvider" in runtime.get_available_providers()
-    if kind == "cuda" and not available:
-        raise RuntimeError(
-            f"device={device!r} was asked for, but the installed ONNX Runtime {runtime.__version__} has no CUDA "
-            'provider. Replace it: pip uninstall onnxruntime, then pip install "airpi_py4d[gpu]".'
-        )
-    if kind == "cpu" or not available:
-        return ["CPUExecutionProvider"]
-    if hasattr(runtime, "preload_dlls"):
-        runtime.preload_dlls()
-    return [cuda, "CPUExecutionProvider"]
-
-
 class Model:
     """A loaded model.
 
@@ -111,8 +92,8 @@ class Model:
     model : str or Path, optional
         Name of a shipped model or of one in the folder that AIRPI_MODELS names, or path of an ONNX file; the default
         model if not given.
-    device : {"auto", "cpu", "cuda", "cuda:N"}
-        "auto" takes CUDA where it runs, else the CPU; "cuda" raises where it doesn't run.
+    device : {"auto", "cpu", "cuda", "cuda:N", "tensorrt", "tensorrt:N"}
+        "auto" takes CUDA where it runs, else the CPU; "cuda" and "tensorrt" raise where they don't run.
     threads : int, optional
         Threads on the CPU. By default as many as there are cores.
 
@@ -131,7 +112,7 @@ class Model:
     ValueError
         If the file isn't an ONNX model, or its metadata don't tell how to use it.
     RuntimeError
-        If CUDA was asked for and doesn't run.
+        If CUDA or TensorRT was asked for and doesn't run; says why and what mends it.
     """
 
     def __init__(self, model: str | Path | None = None, device: str = "auto", threads: int | None = None) -> None:
@@ -139,22 +120,21 @@ class Model:
             import onnxruntime
         except ImportError as error:
             raise ImportError(f"airpi_py4d needs ONNX Runtime, and none is installed. {_INSTALL}") from error
-        providers = _providers(onnxruntime, device)
+        providers = devices.providers(onnxruntime, device)
         path = find(DEFAULT_MODEL if model is None else model)
         content = read(path)
         options = onnxruntime.SessionOptions()
         if threads is not None:
             options.intra_op_num_threads = threads
+        # threads that wait for work in a loop take the cores from NumPy between the batches (docs/speed.md)
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # ONNX Runtime raises a class of its own for every kind of broken file
             raise ValueError(f"model {path} can't be loaded by ONNX Runtime: {error}") from error
+        devices.check_running(onnxruntime, device, self._session.get_providers())
+        self._session.disable_fallback()  # an error on the GPU is one, not a reason to go on elsewhere
         self.provider: str = self._session.get_providers()[0]
-        if device.startswith("cuda") and self.provider != "CUDAExecutionProvider":
-            raise RuntimeError(
-                f"device={device!r} was asked for, but ONNX Runtime fell back to {self.provider}: CUDA 13, cuDNN 9 or "
-                'the driver is missing. Install them: pip install "airpi_py4d[gpu]"; see the driver: nvidia-smi.'
-            )
         self.contract = read_contract(self._session.get_modelmeta().custom_metadata_map, str(path))
         self.sha256 = hashlib.sha256(content).hexdigest()
         n, values = self.contract.grid_pixels, self.contract.geometry_values

@@ -113,7 +113,7 @@ def airpi_reconstruct(
     model : str, Path or Model, optional
         Name of a shipped model, path of an ONNX file, or a loaded model.
     device : str
-        Where the network runs: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        Where the network runs: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"tensorrt"``.
     oversample : int, optional
         Image pixels per scan step. Default: the fewest that make the pixel no larger than the model's.
     sum_neighbours, stride : int

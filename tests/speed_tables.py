@@ -1,0 +1,124 @@
+"""Tables and plots of what `benchmark_speed.py` measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from speed_methods import Case, image_bytes
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of the tables.
+
+    Attributes
+    ----------
+    section, method, model, rows, columns, detector, threads, batch
+        See `Case`.
+    seconds, cpu_seconds : float
+        NaN if it wasn't measured.
+    peak : float
+        Memory [MB].
+    before : float
+        Memory after a small scan [MB].
+    ratio : float
+        Positions/s over those of SSB on the same scan, NaN without one.
+    note : str
+    """
+
+    section: str
+    method: str
+    model: str
+    rows: int
+    columns: int
+    detector: int
+    threads: int
+    batch: int | None
+    positions_per_second: float
+    seconds: float
+    cpu_seconds: float
+    peak: float
+    before: float
+    ratio: float
+    note: str
+
+
+def shape_of(row: Measured) -> tuple[int, int, int]:
+    return row.rows, row.columns, row.detector
+
+
+def markdown(rows: list[Measured]) -> str:
+    """Table of measurements."""
+    lines = [
+        "| scan | detector | method | threads | batch | positions/s | ratio to SSB | CPU s/s | peak memory [MB] "
+        "| of it after a small scan [MB] | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        figures = (
+            f"{row.positions_per_second:.0f}",
+            f"{row.ratio:.2f}",
+            f"{row.cpu_seconds / row.seconds:.2f}",
+            f"{row.peak:.0f}",
+            f"{row.before:.0f}",
+        )
+        cells = (
+            f"{row.rows} x {row.columns}",
+            row.detector,
+            row.method,
+            row.threads,
+            row.batch or "",
+            *figures,
+            row.note,
+        )
+        lines.append(f"| {' | '.join('' if cell == 'nan' else str(cell) for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def memory_table(rows: list[Measured]) -> str:
+    """What a scan adds to the memory, besides the image."""
+    lines = [
+        "| scan | method | positions | added [MB] | image [MB] | rest [MB] |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        name, (rows_, columns, detector) = row.method.split()[0], shape_of(row)
+        case = Case("memory", name, rows_, columns, detector, row.model, row.threads)
+        added, image = row.peak - row.before, image_bytes(case) / 2**20
+        figures = f"{added:.0f} | {image:.0f} | {added - image:.0f}"
+        lines.append(f"| {rows_} x {columns} | {row.method} | {case.positions} | {figures} |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[Measured], section: str, file: Path) -> None:
+    """Positions/s, and for scans memory, against what the section varies."""
+    from matplotlib.figure import Figure
+
+    varied = {
+        "scan": ("rows", "side of the scan"),
+        "detector": ("detector", "side of the detector [px]"),
+        "threads": ("threads", "threads"),
+        "batch": ("batch", "batch [positions]"),
+    }
+    attribute, label = varied[section]
+    panels = [("positions_per_second", "positions/s")]
+    if section in ("scan", "detector"):
+        panels.append(("peak", "peak memory [MB]"))
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    for axes, (quantity, name) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for method in dict.fromkeys(row.method for row in rows):
+            of_it = [row for row in rows if row.method == method]
+            axes.loglog(
+                [getattr(row, attribute) for row in of_it],
+                [getattr(row, quantity) for row in of_it],
+                "o-",
+                label=method,
+            )
+        ticks = sorted({getattr(row, attribute) for row in rows})
+        axes.set_xticks(ticks, ticks)
+        axes.minorticks_off()
+        axes.set(xlabel=label, ylabel=name)
+        axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=120)
