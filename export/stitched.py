@@ -2,8 +2,7 @@
 
     python -m export.stitched RUN_FOLDER/model.keras MODEL_CONFIG DATA_FOLDER OUTPUT.onnx --name airpi-3-fast --version 1
 
-Prints the largest difference between Keras and ONNX Runtime on simulated inputs, and fails above the tolerance. With
-`--averaged` the weights are the averages of a run that isn't finished.
+Prints the largest difference between Keras and ONNX Runtime on simulated inputs, and fails above the tolerance.
 """
 
 from __future__ import annotations
@@ -112,12 +111,9 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--name", required=True)
     parser.add_argument("--version", required=True)
-    parser.add_argument("--averaged", action="store_true", help="of a checkpoint, take the averages of the weights")
     arguments = parser.parse_args()
     config = read_config(arguments.config)
-    model = keras.saving.load_model(arguments.model, compile=arguments.averaged)
-    if arguments.averaged:
-        model.optimizer.finalize_variable_values(model.trainable_variables)
+    model = keras.saving.load_model(arguments.model, compile=False)
     numbers = sorted(int(path.stem.split("_")[1]) for path in arguments.data.glob("shard_*.npz"))
     paths = [shard_path(arguments.data, n) for n in numbers[config["validation_shards"] :]]
     parameters = np.concatenate([np.load(path)["parameters"] for path in paths])

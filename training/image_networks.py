@@ -34,15 +34,15 @@ _NOISE_OF_ONE_ELECTRON = 14.0
 class FirstOrder(layers.Layer):
     r"""What the bright field of one pattern says of a weak specimen, to first order.
 
-    For a weak phase phi (and absorption mu) the wave psi = P (1 + i phi - mu) behind a probe changes the intensity by
-    dI(k) = 2 Re[conj(Psi(k)) F{P (i phi - mu)}(k)], Psi = F{P} = A(k) exp(-i chi(k)). The adjoint of this linear map,
+    For a weak phase phi (and log-amplitude a) the wave psi = P (1 + i phi + a) behind a probe changes the intensity by
+    dI(k) = 2 Re[conj(Psi(k)) F{P (i phi + a)}(k)], Psi = F{P} = A(k) exp(-i chi(k)). The adjoint of this linear map,
     applied to the relative change of the counts n over their mean in the bright-field disk, is
 
     .. math:: g(r) = 2 P^*(r) \sum_k \Psi(k)\, e^{2\pi i k r} (n(k) / \bar{n} - 1)
 
     with P scaled so that P(0) = 1 without aberrations, times 12, which makes the stitched features about as large as
-    the phase. Its imaginary part is the likelihood's gradient by the phase,
-    where single-slice ptychography starts, its real part that by the absorption.
+    the phase. Its imaginary part is the likelihood's gradient by the phase, where single-slice ptychography starts, its
+    real part that by the log-amplitude.
 
     In: patterns (n, 64, 64), geometry (n, 3). Out: (n, 2, 16, 16), imaginary and real part.
     """

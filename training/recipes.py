@@ -132,7 +132,7 @@ class WindowRecipe:
 
 
 class StitchedRecipe:
-    """Pattern encoder and image network: AdamW, cosine decay, relative error of the phase image, averaged weights."""
+    """Pattern encoder and image network: AdamW, cosine decay, relative error of the phase image."""
 
     def __init__(self, config: dict) -> None:
         self.config, self.epochs = config, config["epochs"]
@@ -145,12 +145,7 @@ class StitchedRecipe:
 
     def compile(self, model: keras.Model, epoch: int, optimizer: Any) -> None:
         if optimizer is None:
-            optimizer = keras.optimizers.AdamW(
-                weight_decay=self.config["weight_decay"],
-                global_clipnorm=1.0,
-                use_ema=True,
-                ema_momentum=self.config["averaging"],
-            )
+            optimizer = keras.optimizers.AdamW(weight_decay=self.config["weight_decay"], global_clipnorm=1.0)
         model.compile(optimizer, PhaseImageError(self.config["strength_floor"]))
 
     def changes(self, epoch: int) -> bool:
@@ -164,16 +159,10 @@ class StitchedRecipe:
         return cosine_decay(self.config, epoch)
 
     def validate(self, model: keras.Model, shards: Scans, epoch: int, state: dict) -> dict[str, float]:
-        """Of the averaged weights: median relative error and mean correlation of the phase at every validation dose.
-
-        After the last epoch the model keeps the averaged weights.
-        """
+        """Median relative error and mean correlation of the phase at every validation dose."""
         config = self.config
-        last = epoch + 1 == self.epochs
-        if (epoch + 1) % config["validate_every"] and not last:
+        if (epoch + 1) % config["validate_every"] and epoch + 1 != self.epochs:
             return {}
-        trained = model.get_weights()
-        model.optimizer.finalize_variable_values(model.trainable_variables)
         scores = {}
         for dose in config["validation_doses"]:
             errors, correlations = [], []
@@ -185,8 +174,6 @@ class StitchedRecipe:
             name = f"{dose:g}" if dose else "no noise"
             scores[f"error at {name}"] = float(np.median(errors))
             scores[f"xc at {name}"] = float(np.mean(correlations))
-        if not last:
-            model.set_weights(trained)
         return scores
 
 

@@ -26,7 +26,6 @@ from training.batches import (
 )
 from training.dataset import shard_path
 from training.image_networks import stitching_matrices
-from training.scans import POSITIONS_SMALL_STEP
 from training.simulation import DETECTOR
 
 #: Image pixels along an axis, and patterns, that a batch's scans have at most.
@@ -113,24 +112,40 @@ class ScanBatches(keras.utils.PyDataset):
         sizes = [(len(a), scans.oversample(n)) for n, a in enumerate(scans.amplitudes)]
         self.alike = {size: np.array([n for n, other in enumerate(sizes) if other == size]) for size in set(sizes)}
         self.sizes = sizes
-        self.by_positions = [
-            np.array([n for n, size in enumerate(sizes) if (size[0] == POSITIONS_SMALL_STEP) == small])
-            for small in (True, False)
-        ]
 
     def __len__(self) -> int:
         return self.batches
 
+    def shape(self, positions: int, oversample: int) -> tuple[int, int, int]:
+        """Scans of a batch, positions along an axis, and image pixels along an axis but for the zeros beyond."""
+        taken = min(positions, (LARGEST_IMAGE - 1) // oversample + 1)
+        count = max(2, min(8, round(PATTERNS_A_BATCH / taken**2))) if self.dose is None else 1
+        return count, taken, (taken - 1) * oversample + 1
+
+    def first_scan(self, index: int, rng: np.random.Generator) -> int:
+        """A scan at random, which decides the batch's shapes; for validation the scans in their order.
+
+        From its first two batches Keras concludes which lengths are constant, so none of theirs are equal.
+        """
+        if self.dose is not None:
+            return index
+        if index > 1:
+            return int(rng.integers(len(self.scans)))
+        shapes = np.array([self.shape(*size) for size in self.sizes])
+        shapes[:, 2] += -shapes[:, 2] % 4
+        small = shapes[:, 1] == shapes[:, 1].max()
+        chosen = np.random.default_rng([self.seed, self.epoch]).choice(np.flatnonzero(small))
+        if index == 1:
+            other = np.flatnonzero((shapes != shapes[chosen]).all(1))
+            chosen = rng.choice(other) if len(other) else chosen
+        return int(chosen)
+
     def __getitem__(self, index: int) -> tuple[dict[str, NDArray], NDArray]:
         rng = np.random.default_rng([self.seed, self.epoch, index])
         augment = self.dose is None
-        first = int(rng.integers(len(self.scans))) if augment else index
-        if augment and index < 2:  # of different sizes: from two batches Keras concludes which sizes are constant
-            first = int(rng.choice(self.by_positions[index]))
+        first = self.first_scan(index, rng)
         positions, oversample = self.sizes[first]
-        taken = min(positions, (LARGEST_IMAGE - 1) // oversample + 1)
-        pixels = (taken - 1) * oversample + 1
-        count = max(2, min(8, round(PATTERNS_A_BATCH / taken**2))) if augment else 1
+        count, taken, pixels = self.shape(positions, oversample)
         chosen = [first, *rng.choice(self.alike[self.sizes[first]], count - 1).tolist()]
         clean = np.empty((count, taken**2, DETECTOR, DETECTOR), np.float32)
         target = np.zeros((count, pixels + -pixels % 4, pixels + -pixels % 4, 1), np.float32)

@@ -1,0 +1,307 @@
+"""Whole scans and networks in two parts: simulation, first-order features, stitching, loss, training."""
+
+import os
+import subprocess
+import sys
+
+import abtem
+import keras
+import numpy as np
+import pytest
+from ase import Atoms
+
+from airpi_py4d import optics
+from training import dataset, fit, image_networks, scan_batches, scans
+from training.config import read_config
+from training.losses import PhaseImageError
+from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR, OBJECT, WINDOW
+from training.structures import Specimen
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+STILL = {"slice_thickness": 2.0, "phonon_configurations": 1, "phonon_deviation": 0.0}
+ENCODER = {"fine_channels": 4, "coarse_channels": 8, "blocks": 1, "head": 16, "features": 2}
+IMAGE = {"channels": [8, 8, 8], "blocks": [1, 1, 1]}
+PLACES = np.array([[0.41, 0.46, 0.2], [0.52, 0.55, 0.6], [0.45, 0.60, 0.9], [0.58, 0.47, 0.4]])
+
+
+def scanned(symbols, places, step, height=4.0, defocus=15.0):
+    """Patterns and phase of a few atoms, and the illumination; 2 x 2 positions would do, there are more."""
+    at = scans.Illumination(200e3, 22.0, defocus, 1e4, step)
+    side = at.grid * at.pixel_size
+    atoms = Atoms(symbols, positions=places * [side, side, height], cell=[side, side, height], pbc=True)
+    patterns, phase = scans.simulate_scan(Specimen(atoms, "test"), at, np.random.default_rng(0), STILL)
+    return patterns, phase, at, atoms
+
+
+def test_patterns_and_phase_are_abtems():
+    # a step that isn't a whole number of the potential's pixels; abTEM simulates each position in a box of its own,
+    # of the size of the window, with the same atoms
+    patterns, phase, at, atoms = scanned("MoSSiCu", PLACES, 0.27)
+    assert (at.step_pixels % 1) > 0.1
+    side = WINDOW * at.pixel_size
+    probe = abtem.Probe(energy=200e3, semiangle_cutoff=22.0, defocus=15.0, Cs=1e4, soft=False)
+    frequency = np.fft.fftfreq(WINDOW, at.pixel_size)
+    within = frequency[:, None] ** 2 + frequency[None] ** 2 <= (scans.BAND * at.k0) ** 2
+    for row, column in ((0, 0), (3, 11), (15, 7)):
+        corner = (np.rint(at.places[[row, column]]) - WINDOW // 2) * at.pixel_size
+        box = atoms.copy()
+        box.positions[:, :2] -= corner
+        box.set_cell([side, side, atoms.cell[2, 2]])
+        box.wrap()
+        potential = abtem.Potential(
+            box, gpts=(WINDOW, WINDOW), slice_thickness=2.0, projection="infinite", parametrization="lobato"
+        ).build(lazy=False)
+        probe.grid.match(potential)
+        place = at.places[[row, column]] * at.pixel_size - corner
+        scan = abtem.CustomScan([tuple(place)])
+        far = np.abs(np.fft.fft2(np.asarray(probe.multislice(potential, scan=scan, lazy=False).array))) ** 2
+        far /= (np.abs(np.fft.fft2(np.asarray(probe.build(scan=scan, lazy=False).array))) ** 2).sum()
+        edge = (WINDOW - DETECTOR) // 2
+        expected = np.fft.fftshift(far.reshape(WINDOW, WINDOW))[edge:-edge, edge:-edge]
+        assert np.linalg.norm(patterns[row, column] - expected) < 1e-3 * np.linalg.norm(expected)
+        projected = optics.interaction_parameter(200e3) * potential.array.sum(0, dtype=np.float64)
+        coefficients = np.fft.fft2(projected) * within / WINDOW**2
+        left, right = (np.exp(2j * np.pi * frequency * value) for value in place)
+        found = phase[row * at.oversample, column * at.oversample]
+        assert found == pytest.approx((left @ coefficients @ right).real, abs=2e-3)  # [rad]; tails beyond the box
+
+
+def test_whole_pixel_positions_are_the_training_simulators():
+    from training import simulation
+
+    patterns, _, at, atoms = scanned("MoSSiCu", PLACES, 3 * BRIGHT_FIELD_RADIUS / WINDOW)
+    assert float(at.step_pixels) == 3
+    slices, thickness = simulation.potential_slices(
+        Specimen(atoms, "test"), at.grid, np.random.default_rng(0), STILL
+    )
+    beam = simulation.Beam(200e3, 22.0, 15.0, 1e4, 3)
+    places = np.rint(at.places).astype(int)
+    if not np.allclose(places, at.places):  # half a pixel off for an even number of positions
+        at = type("Shifted", (scans.Illumination,), {"places": property(lambda self: places)})(
+            at.energy, at.semiangle, at.defocus, at.spherical_aberration, at.relative_step
+        )
+        patterns = scans.intensities(slices, thickness, at)
+    pairs = np.stack(np.meshgrid(places, places, indexing="ij"), -1).reshape(-1, 2)[:40]
+    expected, _ = simulation.multislice(slices, thickness, beam, pairs)
+    found = patterns.reshape(-1, DETECTOR, DETECTOR)[:40]
+    error = np.linalg.norm(found - simulation.crop_detector(expected)) / np.linalg.norm(found)
+    assert error < 1e-5
+
+
+class TestFirstOrder:
+    def test_is_the_gradient(self):
+        # derivative of sum_k dI(k) c(k) by the phase at every pixel, by finite differences of exp(i phi)
+        rng = np.random.default_rng(1)
+        chi = -1.1, 0.4
+        k = (np.arange(DETECTOR) - DETECTOR // 2) / BRIGHT_FIELD_RADIUS
+        squared = k[:, None] ** 2 + k[None] ** 2
+        disk = squared <= 1
+        wave = disk * np.exp(-1j * (chi[0] * squared + chi[1] * squared**2))
+        probe = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(wave)))
+        counts = rng.poisson(5.0, (DETECTOR, DETECTOR)) * disk
+        change = disk * (counts / counts[disk].mean() - 1)
+        geometry = np.array([[0.2, *chi]], np.float32)
+        layer = image_networks.FirstOrder()
+        found = np.asarray(layer(counts[None].astype(np.float32), geometry))[0]
+
+        def intensity(row, column, factor):
+            changed = probe.copy()
+            changed[row, column] *= factor
+            return np.abs(np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(changed)))) ** 2
+
+        middle, small = DETECTOR // 2 - OBJECT // 2, 1e-5
+        scale = 12 * DETECTOR**2 / disk.sum() ** 2
+        for pixel in ((8, 8), (6, 11), (9, 5)):
+            place = pixel[0] + middle, pixel[1] + middle
+            by_phase = intensity(*place, np.exp(1j * small)) - intensity(*place, np.exp(-1j * small))
+            by_log_amplitude = intensity(*place, np.exp(small)) - intensity(*place, np.exp(-small))
+            expected = [scale * (d / (2 * small) * change).sum() for d in (by_phase, by_log_amplitude)]
+            np.testing.assert_allclose(found[:, pixel[0], pixel[1]], expected, rtol=2e-3)
+
+    def test_stitched_a_weak_phase_comes_out_positive(self):
+        patterns, phase, at, _ = scanned("CCCC", PLACES, 0.2, height=2.0)
+        chi = [
+            float(optics.aberration_phase(at.k0**2, at.energy, **one))
+            for one in ({"defocus": at.defocus}, {"spherical_aberration": at.spherical_aberration})
+        ]
+        geometry = np.array([[at.relative_step, *chi]], np.float32)
+        counts = 1e6 * patterns[None]
+        flat = counts.reshape(-1, DETECTOR, DETECTOR)
+        patches = image_networks.FirstOrder()(flat, np.repeat(geometry, len(flat), 0))
+        features, window = image_networks.stitching_matrices(at.positions, at.oversample, at.relative_step)
+        inputs = {"features_matrix": features[None], "window_matrix": window[None]}
+        network = image_networks.StitchedNetwork(ENCODER, IMAGE)
+        image = np.asarray(network.stitched(counts, patches, inputs, geometry[:, :1]))[0]
+        pixels = len(phase)
+        assert np.corrcoef(image[0, :pixels, :pixels].ravel(), phase.ravel())[0, 1] > 0.8
+        level, coverage = image[2:, pixels // 2, pixels // 2]
+        assert level == pytest.approx(6 / 7, abs=1e-3)
+        assert coverage == pytest.approx(1, abs=0.01)
+
+
+class TestSymmetries:
+    @pytest.mark.parametrize("operation", range(1, 8))
+    def test_are_those_of_the_physics(self, operation):
+        moved = PLACES.copy()
+        if operation & 1:
+            moved[:, 1] = 1 - moved[:, 1]
+        if operation & 2:
+            moved[:, 0] = 1 - moved[:, 0]
+        if operation & 4:
+            moved[:, :2] = moved[:, 1::-1]
+        # places of the scan are symmetric about the middle of the pixels 0 ... grid, not of the box
+        patterns, phase, at, _ = scanned("MoSSiCu", PLACES, 0.6)
+        shift = (at.places.mean() - at.grid / 2) / at.grid
+        expected_patterns, expected_phase, _, _ = scanned("MoSSiCu", moved + [2 * shift, 2 * shift, 0] * _mirrored(operation), 0.6)
+        found_patterns, found_phase = scan_batches.mirrored(patterns, phase, operation)
+        inner = np.s_[:, :, 1:, 1:]
+        assert np.abs(found_patterns[inner] - expected_patterns[inner]).max() < 2e-3 * expected_patterns.max()
+        assert np.abs(found_phase - expected_phase).max() < 1e-2 * abs(expected_phase).max()
+
+
+def _mirrored(operation):
+    """Which axes of the scanned specimen are mirrored, after the swap."""
+    rows, columns = bool(operation & 2), bool(operation & 1)
+    return np.array([columns, rows, 0] if operation & 4 else [rows, columns, 0], float)
+
+
+def loss_in_numpy(true, prediction, floor):
+    phase, deviation, coverage = np.moveaxis(prediction.astype(np.float64), -1, 0)
+    true, weight = true[..., 0].astype(np.float64), np.minimum(coverage, 1)
+    losses = []
+    for t, p, s, w in zip(true, phase, deviation, weight, strict=True):
+        error = p - t
+        offset, level = np.average(error, weights=w), np.average(t, weights=w)
+        variance = np.average((t - level) ** 2, weights=w)
+        loss = np.sqrt(np.average((error - offset) ** 2, weights=w) / (variance + floor) + 1e-4)
+        loss += 0.5 * np.sqrt(offset**2 / (variance + level**2 + 2.5e-3) + 1e-4)
+        for axis in (0, 1):
+            weights = np.delete(w, 0, axis)
+            above = np.average(np.diff(error, axis=axis) ** 2, weights=weights)
+            below = np.average(np.diff(t, axis=axis) ** 2, weights=weights)
+            loss += 0.25 * np.sqrt(above / (below + floor) + 1e-4)
+        likelihood = np.average(s**2 * (0.5 * error**2 / s**2 + np.log(s)), weights=w)
+        losses.append(loss + 0.1 * likelihood / (variance + floor))
+    return np.mean(losses)
+
+
+def test_loss_is_its_equation():
+    rng = np.random.default_rng(2)
+    true = rng.normal(0.3, 0.2, (3, 12, 8, 1)).astype(np.float32)
+    prediction = np.concatenate(
+        [true + rng.normal(0.1, 0.1, true.shape), rng.uniform(0.05, 0.3, true.shape), rng.uniform(0, 1.2, true.shape)], -1
+    ).astype(np.float32)
+    found = float(PhaseImageError(2e-4)(true, prediction))
+    assert found == pytest.approx(loss_in_numpy(true, prediction, 2e-4), rel=1e-4)
+
+
+def test_the_receptive_field_is_within_the_margin():
+    network = image_networks.image_network(4, **IMAGE)
+    rng = np.random.default_rng(0)
+    network.set_weights([w + rng.normal(0, 0.3, w.shape).astype(np.float32) for w in network.get_weights()])
+    margin = image_networks.receptive_margin(**IMAGE)
+    image = rng.normal(size=(1, 6, 96, 96)).astype(np.float32)
+    image[:, 4:] = 0.5
+    changed = image.copy()
+    changed[:, :, 48, 48] += 1
+    geometry = np.array([[0.15, 0.2, 0, 0]], np.float32)
+    difference = np.abs(np.asarray(network([image, geometry])["phase"] - network([changed, geometry])["phase"]))[0, 0]
+    seen = np.argwhere(difference > 0)
+    assert 8 < np.abs(seen - 48).max() <= margin
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    config = read_config("training/configs/scan_data.toml")
+    config["scans_per_shard"] = 3
+    config["simulation"]["phonon_choices"] = [1]
+    config["specimens"]["shares"] = {"single_atoms": 0.5, "layers": 0.5}
+    config["scan"]["step_range"] = [0.15, 0.8]
+    dataset.generate(config, folder, shards=3, workers=1)
+    return folder
+
+
+CONFIGURATION = {
+    "seed": 3,
+    "strength_floor": 2e-4,
+    "batches_per_epoch": 3,
+    "epochs": 4,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-4,
+    "validation_shards": 1,
+    "validate_every": 2,
+    "validation_doses": [0.0, 100.0],
+    "network": {"kind": "stitched"},
+    "encoder": ENCODER,
+    "image": IMAGE,
+}
+
+
+def test_batches_are_reproducible_and_of_the_promised_shapes(data):
+    loaded = scan_batches.Scans(data, [0, 1])
+    batches = scan_batches.ScanBatches(loaded, 4, seed=5, epoch=1)
+    for index in range(4):
+        inputs, target = batches[index]
+        again, _ = batches[index]
+        n, positions = inputs["patterns"].shape[:2]
+        pixels = target.shape[1]
+        assert target.shape == (n, pixels, pixels, 1)
+        assert pixels % 4 == 0
+        assert inputs["features_matrix"].shape == (n, pixels, OBJECT * positions)
+        assert all((inputs[name] == again[name]).all() for name in inputs)
+        assert (inputs["patterns"] >= 0).all()
+
+
+def test_a_resumed_training_goes_on_as_if_it_had_never_stopped(data, tmp_path, monkeypatch):
+    fit.fit(CONFIGURATION, data, tmp_path / "whole")
+    saved, calls = fit.save_atomically, []
+
+    def stopping(*arguments):
+        saved(*arguments)
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "save_atomically", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        fit.fit(CONFIGURATION, data, tmp_path / "stopped")
+    monkeypatch.setattr(fit, "save_atomically", saved)
+    fit.fit(CONFIGURATION, data, tmp_path / "stopped")
+    whole, stopped = (
+        keras.saving.load_model(tmp_path / run / "model.keras", compile=False) for run in ("whole", "stopped")
+    )
+    for one, other in zip(whole.get_weights(), stopped.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    assert (tmp_path / "stopped" / "history.csv").read_text().count("\n") == 3
+
+
+JAX_LOSS = """
+import sys, keras, numpy as np
+from training import image_networks
+from training.losses import PhaseImageError
+assert keras.backend.backend() == "jax"
+network = keras.saving.load_model(sys.argv[1], compile=False)
+batch = dict(np.load(sys.argv[2]))
+print(float(PhaseImageError(2e-4)(batch.pop("target"), network(batch))))
+"""
+
+
+def test_jax_gives_tensorflows_loss(data, tmp_path):
+    network = image_networks.StitchedNetwork(ENCODER, IMAGE)
+    rng = np.random.default_rng(4)
+    network.set_weights([w + rng.normal(0, 0.05, w.shape).astype(np.float32) for w in network.get_weights()])
+    network.save(tmp_path / "network.keras")
+    inputs, target = scan_batches.ScanBatches(scan_batches.Scans(data, [0]), 2, seed=5)[1]
+    np.savez(tmp_path / "batch.npz", target=target, **inputs)
+    expected = float(PhaseImageError(2e-4)(target, network(inputs)))
+    done = subprocess.run(
+        [sys.executable, "-c", JAX_LOSS, str(tmp_path / "network.keras"), str(tmp_path / "batch.npz")],
+        env=os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert expected > 0.1
+    assert float(done.stdout) == pytest.approx(expected, rel=2e-3)
