@@ -1,12 +1,15 @@
-"""The reconstruction: row bands -> patterns -> 3x3 kernels -> patches -> stitched object."""
+"""The reconstruction: row bands -> patterns or 3x3 kernels of them -> patches -> stitched object, or phase image."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +20,20 @@ from airpi_py4d.acquisition import Acquisition
 from airpi_py4d.calibration import with_center
 from airpi_py4d.checks import BadPositions, check_data, read
 from airpi_py4d.domain import ElectronCheck, check_acquisition
-from airpi_py4d.kernels import Row, kernel_batches, summed_rows
+from airpi_py4d.feature_stitching import FeatureStitcher
+from airpi_py4d.kernels import Row, kernel_batches, pattern_batches, summed_rows
 from airpi_py4d.model import Model
 from airpi_py4d.patterns import check_disk
+from airpi_py4d.phase_image import Network
 from airpi_py4d.plan import Plan
 from airpi_py4d.result import Reconstruction
 
 _BAND_BYTES = 32e6
 _LARGEST_BAND_BYTES = 256e6
-_BATCH = 128
+#: Kernels, and single patterns, that the model sees at once.
+_BATCH, _PATTERNS = 128, 256
+
+T = TypeVar("T")
 
 
 def _rows_per_band(data: Any) -> int:
@@ -58,6 +66,59 @@ def _read_rows(data: Any) -> Iterator[tuple[int, int, NDArray[Any]]]:
             yield row, 0, patterns
 
 
+def _prefetched(items: Iterator[T], ahead: int) -> Generator[T, None, None]:
+    """The same items in the same order, of which another thread makes the next few while the last one is used."""
+    reader = ThreadPoolExecutor(1, "airpi_py4d reader")
+    try:
+        coming = deque(reader.submit(next, items, None) for _ in range(ahead))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(reader.submit(next, items, None))
+            yield item
+    finally:
+        reader.shutdown(cancel_futures=True)
+
+
+def stitch_features(
+    model: Model, plan: Plan, stitcher: FeatureStitcher, rows: Iterable[Row], first_row: int = 0
+) -> Iterator[int]:
+    """Add rows of patterns to the feature image, the first of which is its scan row `first_row`.
+
+    Yields
+    ------
+    int
+        The number of the next row, each time that one is complete.
+    """
+    geometry = plan.geometry(_PATTERNS)
+    for patterns, pieces in pattern_batches(rows, _PATTERNS, first_row):
+        patches = model(patterns, geometry[: len(patterns)])
+        electrons = np.maximum(patterns.reshape(len(patterns), -1).sum(axis=1), 0)
+        for row, first, here, measured in pieces:
+            stitcher.add_row(row, first, patches[here], measured, electrons[here])
+            if first + len(measured) == plan.scan_shape[1]:
+                yield row + 1
+
+
+def image_network(model: Model, plan: Plan) -> Network:
+    """The second network of a model of features, with the scan's geometry."""
+    geometry = plan.image_geometry
+    return lambda features: model.image(features, geometry)
+
+
+def _stitched(model: Model, plan: Plan, rows: Iterable[Row]) -> Callable[[dict[str, Any]], Reconstruction]:
+    """The image of rows of patterns, still without its provenance."""
+    if plan.contract.features:
+        image = plan.phase_image()
+        features = plan.feature_stitcher(plan.scan_shape[0], image.band)
+        network = image_network(model, plan)
+        for count in stitch_features(model, plan, features, rows):
+            image.advance(network, features, features.complete(count))
+        return lambda provenance: Reconstruction.of_phase(image, features.pixel_size, provenance)
+    stitcher, geometry = plan.stitcher(plan.scan_shape[0]), plan.geometry(_BATCH)
+    for row, first, kernels, measured in kernel_batches(rows, plan.spacing, _BATCH):
+        stitcher.add_row(row, first, model(kernels, geometry[: len(kernels)]), measured)
+    return lambda provenance: Reconstruction(stitcher.result(), stitcher.pixel_size, provenance)
+
+
 def reconstruct(
     data: Any,
     acquisition: Acquisition,
@@ -72,7 +133,8 @@ def reconstruct(
 ) -> Reconstruction:
     """Reconstruct the phase object of a 4D-STEM scan [1]_.
 
-    The scan is streamed in bands of rows: besides the image, memory holds a few rows of patterns.
+    The scan is streamed in bands of rows, which a thread reads while the model works: besides the image, memory holds a
+    few rows of patterns, and for a model that stitches features a band of the image's features.
 
     Parameters
     ----------
@@ -145,7 +207,7 @@ def reconstruct(
         acquisition = with_center(data, acquisition)
     plan = Plan.of(acquisition, model.contract, data, oversample, sum_neighbours, stride)
     outside = check_acquisition(plan.contract, data.shape[2:], plan.reconstructed, strict=strict)
-    resampling, stitcher = plan.resampling(), plan.stitcher(plan.scan_shape[0])
+    resampling = plan.resampling()
     bad = BadPositions(data.shape[:2], acquisition)
     electrons = ElectronCheck(plan.contract, data.shape[:2], plan.sum_neighbours**2, strict=strict)
 
@@ -163,16 +225,11 @@ def reconstruct(
             if here.stop == columns:
                 yield whole, ~bad.missing[row]
 
-    geometry = plan.geometry(_BATCH)
-    rows = tqdm(resampled_rows(), "AIRPI", data.shape[0], unit="row", disable=not show_progress)
-    summed = summed_rows(rows, plan.sum_neighbours, plan.stride)
-    for row, first, kernels, measured in kernel_batches(summed, plan.spacing, _BATCH):
-        stitcher.add_row(row, first, model(kernels, geometry[: len(kernels)]), measured)
+    ahead = -(-_PATTERNS // data.shape[1])  # rows, as many as the model takes at once
+    with closing(_prefetched(resampled_rows(), ahead)) as made:
+        rows = tqdm(made, "AIRPI", data.shape[0], unit="row", disable=not show_progress)
+        stitched = _stitched(model, plan, summed_rows(rows, plan.sum_neighbours, plan.stride))
     checks = bad.finish()
     outside += electrons.finish()
     seconds = time.perf_counter() - started
-    return Reconstruction(
-        object=stitcher.result(),
-        pixel_size=stitcher.pixel_size,
-        provenance=plan.provenance(model, electrons.median, outside, checks, seconds, math.prod(data.shape[:2])),
-    )
+    return stitched(plan.provenance(model, electrons.median, outside, checks, seconds, math.prod(data.shape[:2])))

@@ -1,9 +1,10 @@
-"""Rows of patterns to the model's 3x3 kernels: neighbours summed, edges replicated, missing patterns filled."""
+"""Rows of patterns to what the model sees at once: single patterns, or 3x3 kernels, edges replicated, holes filled."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,62 @@ def sum_of_rows(rows: Sequence[Row], neighbours: int, stride: int) -> Row:
         total[inside] += patterns[centres[inside] + offset]
         count[inside] += number[centres[inside] + offset]
     return total * (neighbours**2 / np.maximum(count, 1)).astype(np.float32)[:, None, None], count > 0
+
+
+class Piece(NamedTuple):
+    """Neighbouring positions of a scan row in a batch of patterns.
+
+    Attributes
+    ----------
+    row, first : int
+        Scan row, and column of the first position.
+    here : slice
+        Of the batch.
+    measured : ndarray of bool, shape (n,)
+        False where the pattern is missing.
+    """
+
+    row: int
+    first: int
+    here: slice
+    measured: NDArray[np.bool_]
+
+
+def pattern_batches(
+    rows: Iterable[Row], batch: int, first_row: int = 0
+) -> Iterator[tuple[NDArray[np.float32], list[Piece]]]:
+    """Every position's pattern, up to `batch` at a time: parts of a row or several short rows.
+
+    The first row is number `first_row`.
+
+    Yields
+    ------
+    patterns : ndarray of float32, shape (n, grid, grid)
+    pieces : list of Piece
+
+    Examples
+    --------
+    >>> rows = [(np.ones((3, 1, 1), np.float32), np.ones(3, bool)) for _ in range(3)]
+    >>> [[(piece.row, piece.here) for piece in pieces] for _, pieces in pattern_batches(rows, 7)]
+    [[(0, slice(0, 3, None)), (1, slice(3, 6, None))], [(2, slice(0, 3, None))]]
+    """
+    held: list[NDArray[np.float32]] = []
+    pieces: list[Piece] = []
+    size = 0
+    for number, (patterns, measured) in enumerate(rows, first_row):
+        columns = len(patterns)
+        length = -(-columns // -(-columns // batch))
+        for first in range(0, columns, length):
+            part = patterns[first : first + length]
+            if size + len(part) > batch:
+                yield held[0] if len(held) == 1 else np.concatenate(held), pieces
+                held, pieces, size = [], [], 0
+            here = slice(size, size + len(part))
+            pieces.append(Piece(number, first, here, measured[first : first + length]))
+            held.append(part)
+            size = here.stop
+    if held:
+        yield held[0] if len(held) == 1 else np.concatenate(held), pieces
 
 
 def kernel_batches(

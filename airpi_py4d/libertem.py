@@ -2,7 +2,8 @@
 
 A partition's positions are inferred where it lies, as far as it holds all patterns of their kernels. The patterns of
 its outermost rows go to the main process, which infers the positions on the seams as soon as the partitions on both
-sides are there. The image is a sum, so the order doesn't matter.
+sides are there. The image is a sum, so the order doesn't matter. A model that stitches features sees each
+pattern alone: only scan rows that end in another partition go to the main process, which makes the phase image.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from airpi_py4d.acquisition import Acquisition
 from airpi_py4d.checks import _EMPTY, _GOOD, _NEGATIVE, _NEVER_EMPTY, BadPositions
 from airpi_py4d.domain import ElectronCheck, check_acquisition
-from airpi_py4d.engine import _BATCH
+from airpi_py4d.engine import _BATCH, image_network, stitch_features
+from airpi_py4d.feature_stitching import FeatureStitcher
 from airpi_py4d.kernels import Row, kernel_batches, sum_of_rows
 from airpi_py4d.model import Model
 from airpi_py4d.patterns import Resampling
@@ -57,7 +59,9 @@ def _summed(plan: Plan, row: int) -> range:
 
 
 def _kernel_rows(plan: Plan, centre: int) -> list[range]:
-    """The scan rows of the kernels around a reconstructed row: those above, in and below it."""
+    """The scan rows of the kernels around a reconstructed row: those above, in and below it, or in it alone."""
+    if plan.contract.kernel_side == 1:
+        return [_summed(plan, centre)]
     above = plan.spacing[0]
     three = max(centre - above, 0), centre, min(centre + above, plan.scan_shape[0] - 1)
     return [_summed(plan, row) for row in three]
@@ -86,7 +90,7 @@ class _Band:
         The first scan row.
     rows : range
         The reconstructed rows.
-    stitcher : Stitcher
+    stitcher : Stitcher or FeatureStitcher
     bad : BadPositions
     electrons : ndarray, shape (rows, columns)
         In each pattern on the model's grid.
@@ -98,7 +102,7 @@ class _Band:
 
     first: int
     rows: range
-    stitcher: Stitcher
+    stitcher: Stitcher | FeatureStitcher
     bad: BadPositions
     electrons: NDArray[np.float32]
     done: set[int] = field(default_factory=set)
@@ -109,7 +113,8 @@ class _Band:
         shape = len(rows), plan.data_shape[1]
         bad, reconstructed = BadPositions(shape, plan.acquisition), _reconstructed(plan, rows)
         # a band between two reconstructed rows has no image; its stitcher is never used
-        stitcher = plan.stitcher(max(len(reconstructed), 1))
+        stitched = max(len(reconstructed), 1)
+        stitcher = plan.feature_stitcher(stitched) if plan.contract.features else plan.stitcher(stitched)
         return cls(rows.start, reconstructed, stitcher, bad, np.zeros(shape, np.float32))
 
     def add(self, plan: Plan, model: Model, number: int, row: Row) -> None:
@@ -127,15 +132,19 @@ class _Band:
         self.held = {n: row for n, row in self.held.items() if not self.done.issuperset(_centres(plan, n))}
 
     def _infer(self, plan: Plan, model: Model, centre: int) -> None:
-        geometry = plan.geometry(_BATCH)
-        three = [
+        summed = [
             sum_of_rows([self.held[n] for n in rows], plan.sum_neighbours, plan.stride)
             for rows in _kernel_rows(plan, centre)
         ]
-        for place, first, kernels, measured in kernel_batches(three, (1, plan.spacing[1]), _BATCH):
+        row = centre - self.rows.start
+        if isinstance(self.stitcher, FeatureStitcher):
+            for _ in stitch_features(model, plan, self.stitcher, summed, row):
+                self.done.add(centre)
+            return
+        geometry = plan.geometry(_BATCH)
+        for place, first, kernels, measured in kernel_batches(summed, (1, plan.spacing[1]), _BATCH):
             if place == 1:
-                patches = model(kernels, geometry[: len(kernels)])
-                self.stitcher.add_row(centre - self.rows.start, first, patches, measured)
+                self.stitcher.add_row(row, first, model(kernels, geometry[: len(kernels)]), measured)
         self.done.add(centre)
 
 
@@ -236,14 +245,11 @@ class _Scan:
         self._outside = check_acquisition(plan.contract, plan.data_shape[2:], plan.reconstructed, strict=strict)
         self._checks: list[str] = []
         self._band = _Band.of(plan, range(plan.data_shape[0]))
+        self._image = plan.phase_image() if plan.contract.features else None
         scan_shape = plan.data_shape[:2]
         self._electrons = ElectronCheck(plan.contract, scan_shape, plan.sum_neighbours**2, strict=strict)
         self._arrived = np.zeros(scan_shape, bool)
         self._fragments: dict[int, NDArray[np.float32]] = {}
-
-    @property
-    def object(self) -> NDArray[np.complex64]:
-        return self._band.stitcher.result()
 
     def merge(self, part: _Part, model: Model) -> None:
         """Add a part, and the seams that it completes; after the last one, judge the whole scan's patterns."""
@@ -255,7 +261,7 @@ class _Scan:
         band.electrons.ravel()[positions] = sums
         self._arrived.ravel()[positions] = True
         if part.band.done:
-            band.stitcher.merge(part.band.stitcher, part.band.rows.start)
+            band.stitcher.merge(part.band.stitcher, part.band.rows.start)  # type: ignore[arg-type]
         band.done |= part.band.done
         for row in range(part.band.first, part.band.first + len(part.band.electrons)):
             if row not in (fragment[0] for fragment in part.fragments):
@@ -299,13 +305,13 @@ class _Scan:
         if arrived < self._arrived.size:
             checks.append(f"{arrived} of {self._arrived.size} patterns have arrived.")
         seconds = max(self._seconds, 1e-9)
-        return Reconstruction(
-            object=self.object,
-            pixel_size=self._band.stitcher.pixel_size,
-            provenance=self._plan.provenance(
-                model, self._electrons.median, list(self._outside), checks, seconds, arrived
-            ),
-        )
+        provenance = self._plan.provenance(model, self._electrons.median, list(self._outside), checks, seconds, arrived)
+        stitcher = self._band.stitcher
+        if isinstance(stitcher, Stitcher):
+            return Reconstruction(stitcher.result(), stitcher.pixel_size, provenance)
+        assert self._image is not None
+        self._image.update(image_network(model, self._plan), stitcher)
+        return Reconstruction.of_phase(self._image, stitcher.pixel_size, provenance)
 
 
 def _merge_bad(bad: BadPositions, positions: slice, part: BadPositions, offset: int) -> None:

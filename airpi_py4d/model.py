@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airpi_py4d import devices
-from airpi_py4d.models import GRIDS, SCHEMA, find, read
+from airpi_py4d.feature_stitching import EXTRA_CHANNELS
+from airpi_py4d.models import GRIDS, IMAGE_NETWORK, SCHEMA, find, read
 
 DEFAULT_MODEL = "airpi-2"
 _INSTALL = 'Install one of them: pip install "airpi_py4d[cpu]" (any machine) or pip install "airpi_py4d[gpu]" (NVIDIA).'
@@ -30,10 +34,16 @@ class Contract:
         Radius of the bright-field disk on that grid [px]: the k-pixel is k0 / aperture_pixels. None for a model that
         takes the whole detector on its grid: the k-pixel is the detector's longer side / grid_pixels.
     object_pixels : int
-        Side of the object patches [px], of size 1 / (grid_pixels * k-pixel).
+        Side of the patches [px], of size 1 / (grid_pixels * k-pixel).
     domain : dict of str to (float, float)
         What the model was trained on: `energy` [eV], `semiangle` [mrad], `relative_scan_step` [1 / k0],
         `electrons_per_pattern`, `defocus_phase` [rad at the aperture's edge].
+    features : int
+        0 for a model that sees kernels of 3x3 patterns and gives patches of the object. Otherwise the model sees each
+        pattern alone and gives a patch of so many features; its second network makes the phase image of the stitched
+        features.
+    margin : int
+        Half width of that network's receptive field [px of the image].
     """
 
     name: str
@@ -42,6 +52,13 @@ class Contract:
     aperture_pixels: float | None
     object_pixels: int
     domain: dict[str, tuple[float, float]]
+    features: int = 0
+    margin: int = 0
+
+    @property
+    def kernel_side(self) -> int:
+        """Patterns along the side of what the model sees at once."""
+        return 1 if self.features else 3
 
     @property
     def geometry_values(self) -> int:
@@ -67,7 +84,8 @@ def read_contract(metadata: dict[str, str], origin: str) -> Contract:
     try:
         grid, output, domain = (json.loads(metadata[key]) for key in ("grid", "output", "domain"))
         kinds = grid["kind"], output["kind"]
-        if kinds[0] in GRIDS and kinds[1] == "object_patch":
+        stitched = kinds == ("aperture", "stitched_features")
+        if stitched or (kinds[0] in GRIDS and kinds[1] == "object_patch"):
             return Contract(
                 name=metadata["name"],
                 version=metadata["version"],
@@ -75,13 +93,23 @@ def read_contract(metadata: dict[str, str], origin: str) -> Contract:
                 aperture_pixels=float(grid["aperture_radius"]) if kinds[0] == "aperture" else None,
                 object_pixels=int(output["pixels"]),
                 domain={name: (float(low), float(high)) for name, (low, high) in domain.items()},
+                features=_positive(output, "features") if stitched else 0,
+                margin=_positive(output, "margin") if stitched else 0,
             )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"model {origin} has incomplete airpi metadata: {error!r}; export it again.") from error
     raise ValueError(
         f"model {origin} takes patterns on a {kinds[0]!r} grid and gives {kinds[1]!r}; this engine serves "
-        f"{' and '.join(map(repr, GRIDS))} grids and 'object_patch' outputs."
+        f"{' and '.join(map(repr, GRIDS))} grids and 'object_patch' outputs, or "
+        "'aperture' grids and 'stitched_features' outputs."
     )
+
+
+def _positive(entry: dict[str, Any], name: str) -> int:
+    value = int(entry[name])
+    if value < 1:
+        raise ValueError(f"{name} is {value}")
+    return value
 
 
 class Model:
@@ -128,32 +156,100 @@ class Model:
             options.intra_op_num_threads = threads
         # threads that wait for work in a loop take the cores from NumPy between the batches (docs/speed.md)
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=providers)
-        except Exception as error:  # ONNX Runtime raises a class of its own for every kind of broken file
-            raise ValueError(f"model {path} can't be loaded by ONNX Runtime: {error}") from error
-        devices.check_running(onnxruntime, device, self._session.get_providers())
-        self._session.disable_fallback()  # an error on the GPU is one, not a reason to go on elsewhere
-        self.provider: str = self._session.get_providers()[0]
-        self.contract = read_contract(self._session.get_modelmeta().custom_metadata_map, str(path))
-        self.sha256 = hashlib.sha256(content).hexdigest()
-        n, values = self.contract.grid_pixels, self.contract.geometry_values
-        inputs = {entry.name: (entry.type, entry.shape) for entry in self._session.get_inputs()}
-        shapes = {name: shape[1:] for name, (_, shape) in inputs.items()}
-        if (
-            shapes != {"patterns": [3, 3, n, n], "geometry": [values]}
-            or any(kind != "tensor(float)" for kind, _ in inputs.values())
-            or any(isinstance(shape[0], int) for _, shape in inputs.values())
-        ):
-            raise ValueError(
-                f"model {path} has the inputs {inputs}; its metadata promise float32 patterns (n, 3, 3, {n}, {n}) and "
-                f"geometry (n, {values}), for any batch size n."
-            )
 
-    def __call__(self, patterns: NDArray[np.float32], geometry: NDArray[np.float32]) -> NDArray[np.complex64]:
-        """Object patches, shape (n, p, p), of kernels (n, 3, 3, grid, grid) [electrons] and geometry (n, 3 or 5)."""
+        def session(part: bytes, what: str) -> Any:
+            try:
+                made = onnxruntime.InferenceSession(part, options, providers=providers)
+            except Exception as error:  # ONNX Runtime raises a class of its own for every kind of broken file
+                raise ValueError(f"{what} can't be loaded by ONNX Runtime: {error}") from error
+            devices.check_running(onnxruntime, device, made.get_providers())
+            made.disable_fallback()  # an error on the GPU is one, not a reason to go on elsewhere
+            return made
+
+        self._session = session(content, f"model {path}")
+        self.provider: str = self._session.get_providers()[0]
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.contract = contract = read_contract(metadata, str(path))
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        n, side, values = contract.grid_pixels, contract.kernel_side, contract.geometry_values
+        kernel = [n, n] if side == 1 else [side, side, n, n]
+        _check_inputs(
+            self._session,
+            {"patterns": [None, *kernel], "geometry": [None, values]},
+            f"model {path}",
+            f"float32 patterns (n, {', '.join(map(str, kernel))}) and geometry (n, {values}), for any batch size n",
+        )
+        if contract.features:
+            what = f"the image network of model {path}"
+            try:
+                second = base64.b64decode(metadata[IMAGE_NETWORK], validate=True)
+            except (KeyError, binascii.Error, ValueError) as error:
+                raise ValueError(
+                    f"model {path} has incomplete airpi metadata: {error!r}; join its parts with export.two_parts."
+                ) from error
+            self._image_session = session(second, what)
+            channels = contract.features + EXTRA_CHANNELS
+            _check_inputs(
+                self._image_session,
+                {"image_features": [1, channels, None, None], "image_geometry": [1, 4]},
+                what,
+                f"float32 image_features (1, {channels}, h, w), for any h and w, and image_geometry (1, 4)",
+            )
+            outputs = [entry.name for entry in self._image_session.get_outputs()]
+            if not {"phase", "phase_error"}.issubset(outputs):
+                raise ValueError(f"{what} has the outputs {outputs}, expected 'phase' and 'phase_error'.")
+
+    def __call__(self, patterns: NDArray[np.float32], geometry: NDArray[np.float32]) -> NDArray[Any]:
+        """What the model makes of kernels, of which it sees each alone.
+
+        Parameters
+        ----------
+        patterns : ndarray of float32, shape (n, 3, 3, grid, grid), or (n, grid, grid) for a model of features
+            [electrons]
+        geometry : ndarray of float32, shape (n, 3 or 5)
+
+        Returns
+        -------
+        ndarray of complex64, shape (n, p, p), or of float32, shape (n, features, p, p)
+            Patches of the object, or of features.
+        """
         parts = self._session.run(None, {"patterns": patterns, "geometry": geometry})[0]
-        p = self.contract.object_pixels
-        if parts.shape != (len(patterns), p, p, 2):
-            raise ValueError(f"the model gave an output of shape {parts.shape}, its metadata promise (n, {p}, {p}, 2).")
-        return np.ascontiguousarray(parts, dtype=np.float32).view(np.complex64)[..., 0]
+        p, features = self.contract.object_pixels, self.contract.features
+        shape = (features, p, p) if features else (p, p, 2)
+        if parts.shape != (len(patterns), *shape):
+            promised = ", ".join(map(str, shape))
+            raise ValueError(f"the model gave an output of shape {parts.shape}, its metadata promise (n, {promised}).")
+        patches = np.ascontiguousarray(parts, dtype=np.float32)
+        return patches if features else patches.view(np.complex64)[..., 0]
+
+    def image(
+        self, features: NDArray[np.float32], geometry: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Phase and its error [rad], shape (h, w) each, of a feature image.
+
+        Parameters
+        ----------
+        features : ndarray of float32, shape (1, features + 2, h, w)
+            h and w are multiples of 4.
+        geometry : ndarray of float32, shape (1, 4)
+        """
+        names = ["phase", "phase_error"]
+        outputs = self._image_session.run(names, {"image_features": features, "image_geometry": geometry})
+        for name, output in zip(names, outputs, strict=True):
+            if output.shape != (1, 1, *features.shape[2:]):
+                raise ValueError(
+                    f"the image network gave a {name} of shape {output.shape} for features of shape {features.shape}, "
+                    f"expected {(1, 1, *features.shape[2:])}."
+                )
+        phase, error = (np.asarray(output[0, 0], np.float32) for output in outputs)
+        return phase, error
+
+
+def _check_inputs(session: Any, expected: dict[str, list[int | None]], what: str, promised: str) -> None:
+    """Raise unless a session's inputs have these shapes, in which None stands for any length."""
+    inputs = {entry.name: (entry.type, entry.shape) for entry in session.get_inputs()}
+    shapes = {
+        name: [None if isinstance(length, str) else length for length in shape] for name, (_, shape) in inputs.items()
+    }
+    if shapes != expected or any(kind != "tensor(float)" for kind, _ in inputs.values()):
+        raise ValueError(f"{what} has the inputs {inputs}; its metadata promise {promised}.")

@@ -22,7 +22,9 @@ _NEIGHBOURS = 8
 #: Largest step of the descan correction [px of the model's grid].
 _DESCAN_STEP = 0.25
 _KEPT_MAPS = 512
-_PATTERNS_AT_ONCE = 256
+#: The sparse product is fastest for a few small patterns at once, that stay in the cache, or a single large one.
+_SMALL_PATTERN = 2**14  # [px]
+_PATTERNS_AT_ONCE = 8
 _SMALLEST_DISK = 4.0  # [px^2]
 
 
@@ -219,14 +221,18 @@ class Resampling:
         if descan is not None:
             steps = np.rint(descan * self._parts).astype(int)
         shifts, group = np.unique(steps, axis=0, return_inverse=True)
+        pixels = self._shape[0] * self._shape[1]
+        count = _PATTERNS_AT_ONCE if pixels <= _SMALL_PATTERN else 1
         for number, (row, column) in enumerate(shifts.tolist()):
             matrix, background = self._map((row, column))
             chosen = np.flatnonzero(group.ravel() == number)
-            for first in range(0, len(chosen), _PATTERNS_AT_ONCE):
-                part = chosen[first : first + _PATTERNS_AT_ONCE]
-                some = patterns if len(part) == len(patterns) else patterns[part]
-                flat = np.ascontiguousarray(some.reshape(len(part), -1).T, dtype=np.float32)
-                result[part] = ((matrix @ flat).T - background).reshape(len(part), side, side)
+            for first in range(0, len(chosen), count):
+                part = chosen[first : first + count]
+                flat = np.empty((pixels, len(part)), np.float32)
+                for n, place in enumerate(part):
+                    flat[:, n] = patterns[place].reshape(-1)
+                for place, resampled in zip(part, (matrix @ flat).T, strict=True):
+                    np.subtract(resampled, background, out=result[place].reshape(-1))
         return result
 
 

@@ -13,21 +13,29 @@ from numpy.typing import NDArray
 from airpi_py4d import optics
 from airpi_py4d.acquisition import Acquisition
 from airpi_py4d.checks import check_data
+from airpi_py4d.feature_stitching import EXTRA_CHANNELS, FeatureStitcher
 from airpi_py4d.kernels import kernel_spacing
 from airpi_py4d.model import Contract, Model
 from airpi_py4d.patterns import Resampling, check_disk
+from airpi_py4d.phase_image import ALIGNMENT, PhaseImage, halo
 from airpi_py4d.stitching import Stitcher
 
 CITATION = "Friedrich, Yu, Verbeeck, Van Aert, Microsc. Microanal. 29 (2023) 395, doi 10.1093/micmic/ozac002"
 
 
-def relative_geometry(acquisition: Acquisition) -> tuple[float, float, float]:
+def relative_geometry(acquisition: Acquisition, spacing: tuple[int, int] | None = None) -> tuple[float, float, float]:
     r"""Scan step and aberrations in the model's scale-free units.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+    spacing : (int, int), optional
+        Rows and columns between the positions whose steps count; by default those of the kernels.
 
     Returns
     -------
     step : float
-        scan_step k0, with k0 = alpha / lambda; the geometric mean of the steps between a kernel's rows and columns.
+        scan_step k0, with k0 = alpha / lambda; the geometric mean of the steps along rows and columns.
     defocus_phase : float
         -pi lambda k0^2 defocus [rad], the first-order term of eq. 3 at the aperture's edge.
     spherical_phase : float
@@ -44,7 +52,8 @@ def relative_geometry(acquisition: Acquisition) -> tuple[float, float, float]:
     spherical = optics.aberration_phase(
         k0**2, acquisition.energy, spherical_aberration=acquisition.spherical_aberration
     )
-    step = math.sqrt(math.prod(np.multiply(acquisition.scan_step, kernel_spacing(acquisition.scan_step))))
+    spacing = kernel_spacing(acquisition.scan_step) if spacing is None else spacing
+    step = math.sqrt(math.prod(np.multiply(acquisition.scan_step, spacing)))
     return step * k0, float(defocus), float(spherical)
 
 
@@ -153,26 +162,56 @@ class Plan:
 
     @property
     def spacing(self) -> tuple[int, int]:
-        """Rows and columns from a position to its neighbours in a kernel."""
-        return kernel_spacing(self.reconstructed.scan_step)
+        """Rows and columns from a position to its neighbours in a kernel; (1, 1) where a pattern stands alone."""
+        return (1, 1) if self.contract.kernel_side == 1 else kernel_spacing(self.reconstructed.scan_step)
 
     def geometry(self, batch: int) -> NDArray[np.float32]:
         """The model's `geometry` input, shape (batch, 3); (batch, 5) for one that takes the whole detector."""
-        values: tuple[float, ...] = relative_geometry(self.reconstructed)
+        values: tuple[float, ...] = relative_geometry(self.reconstructed, self.spacing)
         if self.contract.aperture_pixels is None:
             radius = self.acquisition.aperture_radius
             values = (*values, radius / self.grid_k_pixel, values[0] / radius)
         return np.tile(np.array(values, np.float32), (batch, 1))
 
+    @property
+    def image_geometry(self) -> NDArray[np.float32]:
+        """The image network's `image_geometry` input, shape (1, 4): pixel size [1 / k0] and a pattern's geometry."""
+        steps = zip(self.reconstructed.scan_step, self.oversample, strict=True)
+        pixel = math.sqrt(math.prod(step / count for step, count in steps)) * self.acquisition.aperture_radius
+        return np.array([[pixel, *relative_geometry(self.reconstructed, self.spacing)]], np.float32)
+
     def resampling(self) -> Resampling:
         """Raw patterns to the model's grid."""
         return Resampling(self.data_shape[2:], self.acquisition, self.contract.grid_pixels, self.grid_k_pixel)
 
+    @property
+    def _patch_pixel_size(self) -> float:
+        return 1 / (self.contract.grid_pixels * self.grid_k_pixel)
+
     def stitcher(self, rows: int) -> Stitcher:
-        """For the image of that many reconstructed scan rows."""
-        patch_pixel_size = 1 / (self.contract.grid_pixels * self.grid_k_pixel)
+        """For the image of that many reconstructed scan rows, of a model that gives patches of the object."""
         shape = rows, self.scan_shape[1]
-        return Stitcher(shape, self.reconstructed, self.contract.object_pixels, patch_pixel_size, self.oversample)
+        return Stitcher(shape, self.reconstructed, self.contract.object_pixels, self._patch_pixel_size, self.oversample)
+
+    def feature_stitcher(self, rows: int, band: int | None = None) -> FeatureStitcher:
+        """The same of a model that gives patches of features.
+
+        Parameters
+        ----------
+        rows : int
+        band : int, optional
+            `PhaseImage.band` where scan rows come in order, so that memory is kept for no more of the image.
+        """
+        contract = self.contract
+        # a band with the halos of its tiles, and what alignment and a scan row add
+        held = None if band is None else band + 2 * halo(contract.margin) + 2 * ALIGNMENT + self.oversample[0]
+        shape = rows, self.scan_shape[1]
+        patch = contract.object_pixels, self._patch_pixel_size
+        return FeatureStitcher(shape, self.reconstructed, *patch, self.oversample, contract.features, held)
+
+    def phase_image(self) -> PhaseImage:
+        """The image that the model's second network makes of stitched features."""
+        return PhaseImage(self.image_shape, self.contract.margin, self.contract.features + EXTRA_CHANNELS)
 
     def provenance(
         self,

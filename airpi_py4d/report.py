@@ -125,12 +125,17 @@ class Report:
             return "nothing was measured"
         low, high = float(phase.min()), float(phase.max())
         line = f"{low:.4g} to {high:.4g} rad, median {float(np.median(phase)):.4g} rad"
-        if max(-low, high) > _FOLDING * np.pi:
+        if self._reconstruction.projected_phase is None and max(-low, high) > _FOLDING * np.pi:
             line += "; near pi phases fold"
         return line
 
     def _quality(self) -> list[tuple[str, str]]:
-        return [("phase", self._phase()), ("confidence", self._reconstruction.confidence_summary())]
+        rows = [("phase", self._phase()), ("confidence", self._reconstruction.confidence_summary())]
+        error = self._reconstruction.phase_error
+        if error is not None and np.isfinite(error).any():
+            estimated = f"median {float(np.median(error[np.isfinite(error)])):.2g} rad, the model's own estimate"
+            rows.insert(1, ("error of the phase", estimated))
+        return rows
 
     def __str__(self) -> str:
         def listed(rows: list[tuple[str, str]]) -> list[str]:

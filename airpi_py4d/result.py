@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from airpi_py4d.phase_image import PhaseImage
 from airpi_py4d.report import Report, shown
 
 #: Confidence from which on overlapping patches are said to agree.
@@ -21,13 +22,17 @@ class Reconstruction:
     Attributes
     ----------
     object : ndarray of complex64, shape (rows, columns)
-        Weighted mean of the patches' unit phasors (eq. 8 over the sum of its weights). Pixel (0, 0) is the first
-        scan position.
+        Weighted mean of the patches' unit phasors (eq. 8 over the sum of its weights); of a model that stitches
+        features, confidence times exp(i phase). Pixel (0, 0) is the first scan position.
     pixel_size : (float, float)
         Along rows and columns [A]: the scan step divided by a whole number.
     provenance : dict
         JSON-like: the package's version, the acquisition's parameters with units and sources, the model's name,
         version and SHA-256, the execution provider that ran, positions per second.
+    projected_phase : ndarray of float32, shape (rows, columns), optional
+        sigma v_z [rad], unwrapped, from a model that stitches features; 0 where nothing was measured.
+    phase_error : ndarray of float32, shape (rows, columns), optional
+        That model's own estimate of the phase's standard deviation [rad]; infinite where nothing was measured.
 
     Examples
     --------
@@ -41,17 +46,28 @@ class Reconstruction:
     object: NDArray[np.complex64]
     pixel_size: tuple[float, float]
     provenance: dict[str, Any]
+    projected_phase: NDArray[np.float32] | None = None
+    phase_error: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of_phase(cls, image: PhaseImage, pixel_size: tuple[float, float], provenance: dict[str, Any]) -> Reconstruction:
+        """From the phase image of stitched features, which may change later."""
+        wave = (image.confidence * np.exp(1j * image.phase)).astype(np.complex64)
+        return cls(wave, pixel_size, provenance, image.phase.copy(), image.error.copy())
 
     @property
     def phase(self) -> NDArray[np.float32]:
-        """Phase of the object [rad], shape (rows, columns), in (-pi, pi]."""
+        """Phase of the object [rad], shape (rows, columns): in (-pi, pi], or the projected phase where there is one."""
+        if self.projected_phase is not None:
+            return self.projected_phase
         return np.angle(self.object).astype(np.float32)
 
     @property
     def confidence(self) -> NDArray[np.float32]:
         """|sum w exp(i phi)| / sum w, shape (rows, columns): 1 where overlapping patches agree, 0 where they cancel.
 
-        0 also where nothing was measured.
+        Of a model that stitches features exp(-error^2 / 2), the expected modulus of the mean of exp(i error). 0 also
+        where nothing was measured.
         """
         return np.abs(self.object).astype(np.float32)
 

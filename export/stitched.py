@@ -1,6 +1,6 @@
 """Networks of `training.image_networks` to one ONNX file, with a parity check and the metadata that the engine reads.
 
-    python -m export.stitched RUN_FOLDER/model.keras MODEL_CONFIG DATA_FOLDER OUTPUT.onnx --name airpi-3-fast --version 1
+    python -m export.stitched RUN_FOLDER/model.keras MODEL_CONFIG DATA_FOLDER OUTPUT.onnx --name airpi-3 --version 1
 
 Prints the largest difference between Keras and ONNX Runtime on simulated inputs, and fails above the tolerance.
 """

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from two_part_models import write_two_parts
 
 from airpi_py4d import Acquisition, calibrate, optics, reconstruct
 from airpi_py4d import hyperspy as hyperspy_adapter
@@ -27,9 +28,12 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def model():
-    return Model(device="cpu")
+@pytest.fixture(scope="module", params=["object patches", "stitched features"])
+def model(request, tmp_path_factory):
+    """The default model, and a random one of the kind that stitches features."""
+    if request.param == "object patches":
+        return Model(device="cpu")
+    return Model(write_two_parts(tmp_path_factory.mktemp("model") / "two-parts.onnx"), "cpu")
 
 
 @pytest.fixture(scope="module")

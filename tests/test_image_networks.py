@@ -71,9 +71,7 @@ def test_whole_pixel_positions_are_the_training_simulators():
 
     patterns, _, at, atoms = scanned("MoSSiCu", PLACES, 3 * BRIGHT_FIELD_RADIUS / WINDOW)
     assert float(at.step_pixels) == 3
-    slices, thickness = simulation.potential_slices(
-        Specimen(atoms, "test"), at.grid, np.random.default_rng(0), STILL
-    )
+    slices, thickness = simulation.potential_slices(Specimen(atoms, "test"), at.grid, np.random.default_rng(0), STILL)
     beam = simulation.Beam(200e3, 22.0, 15.0, 1e4, 3)
     places = np.rint(at.places).astype(int)
     if not np.allclose(places, at.places):  # half a pixel off for an even number of positions
@@ -152,7 +150,8 @@ class TestSymmetries:
         # places of the scan are symmetric about the middle of the pixels 0 ... grid, not of the box
         patterns, phase, at, _ = scanned("MoSSiCu", PLACES, 0.6)
         shift = (at.places.mean() - at.grid / 2) / at.grid
-        expected_patterns, expected_phase, _, _ = scanned("MoSSiCu", moved + [2 * shift, 2 * shift, 0] * _mirrored(operation), 0.6)
+        moved = moved + [2 * shift, 2 * shift, 0] * _mirrored(operation)
+        expected_patterns, expected_phase, _, _ = scanned("MoSSiCu", moved, 0.6)
         found_patterns, found_phase = scan_batches.mirrored(patterns, phase, operation)
         inner = np.s_[:, :, 1:, 1:]
         assert np.abs(found_patterns[inner] - expected_patterns[inner]).max() < 2e-3 * expected_patterns.max()
@@ -188,9 +187,8 @@ def loss_in_numpy(true, prediction, floor):
 def test_loss_is_its_equation():
     rng = np.random.default_rng(2)
     true = rng.normal(0.3, 0.2, (3, 12, 8, 1)).astype(np.float32)
-    prediction = np.concatenate(
-        [true + rng.normal(0.1, 0.1, true.shape), rng.uniform(0.05, 0.3, true.shape), rng.uniform(0, 1.2, true.shape)], -1
-    ).astype(np.float32)
+    phase, coverage = true + rng.normal(0.1, 0.1, true.shape), rng.uniform(0, 1.2, true.shape)
+    prediction = np.concatenate([phase, rng.uniform(0.05, 0.3, true.shape), coverage], -1).astype(np.float32)
     found = float(PhaseImageError(2e-4)(true, prediction))
     assert found == pytest.approx(loss_in_numpy(true, prediction, 2e-4), rel=1e-4)
 

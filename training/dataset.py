@@ -104,7 +104,8 @@ def _detector_shard(config: dict, rng: np.random.Generator, device: str) -> dict
 def _whole_scans_shard(config: dict, rng: np.random.Generator) -> dict[str, NDArray]:
     """Scans of different sizes: `amplitudes_N` (n, n, 64, 64) and `phase_N` for scan N of the shard."""
     arrays: dict[str, NDArray] = {}
-    parameters, kinds, skipped = [], [], 0
+    kinds: list[str] = []
+    parameters, skipped = [], 0
     while len(kinds) < config["scans_per_shard"]:
         illumination = scans.random_scan_illumination(rng, config)
         specimen = None

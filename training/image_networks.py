@@ -1,4 +1,4 @@
-"""Networks in two parts, in backend-neutral Keras 3: every pattern to a feature patch, the stitched features to the phase.
+"""Networks in two parts, in backend-neutral Keras 3: patterns to feature patches, their stitched image to the phase.
 
     patterns -> pattern encoder -> feature patches -> stitched feature image -> image network -> phase and its error
 
@@ -76,12 +76,16 @@ class FirstOrder(layers.Layer):
         real, imaginary = ops.cos(chi) * scale, -ops.sin(chi) * scale
         probe_real, probe_imaginary = self.transformed(real, imaginary)
         wave_real, wave_imaginary = self.transformed(real * change, imaginary * change)
-        return _GRADIENT_SCALE * 2 * ops.stack(
-            [
-                probe_real * wave_imaginary - probe_imaginary * wave_real,
-                probe_real * wave_real + probe_imaginary * wave_imaginary,
-            ],
-            axis=1,
+        return (
+            _GRADIENT_SCALE
+            * 2
+            * ops.stack(
+                [
+                    probe_real * wave_imaginary - probe_imaginary * wave_real,
+                    probe_real * wave_real + probe_imaginary * wave_imaginary,
+                ],
+                axis=1,
+            )
         )
 
 
@@ -247,9 +251,7 @@ def stitching_matrices(positions: int, oversample: int, relative_step: float) ->
     pixel = relative_step / oversample
     half = math.ceil(PATCH_SIDE / 2 / pixel)
     offsets = np.arange(-half, half + 1)
-    window = np.where(
-        np.abs(offsets * pixel) < PATCH_SIDE / 2, np.cos(np.pi * offsets * pixel / PATCH_SIDE) ** 2, 0.0
-    )
+    window = np.where(np.abs(offsets * pixel) < PATCH_SIDE / 2, np.cos(np.pi * offsets * pixel / PATCH_SIDE) ** 2, 0.0)
     fine = window[:, None] * interpolation_matrix(OBJECT, PATCH_PIXEL, 2 * half + 1, pixel)
     pixels = (positions - 1) * oversample + 1
     padding = -pixels % 4
@@ -267,8 +269,8 @@ class StitchedNetwork(keras.Model):
     """Encoder, stitching and image network of square scans.
 
     In: `patterns` (n, p, p, 64, 64) [electrons], `geometry` (n, 3), `features_matrix` (n, pixels, 16 p) and
-    `window_matrix` (n, pixels, p) as from `stitching_matrices`, `pixel_size` (n, 1) [1 / k0]. Out: (n, pixels, pixels, 3):
-    phase [rad], its error [rad] and the coverage.
+    `window_matrix` (n, pixels, p) as from `stitching_matrices`, `pixel_size` (n, 1) [1 / k0]. Out: (n, pixels,
+    pixels, 3): phase [rad], its error [rad] and the coverage.
 
     Parameters
     ----------

@@ -86,8 +86,9 @@ def mirrored(patterns: NDArray, phase: NDArray, operation: int) -> tuple[NDArray
 
 
 class ScanBatches(keras.utils.PyDataset):
-    """Keras data set of (inputs, target): inputs as `StitchedNetwork` takes them, target (n, pixels, pixels, 1) [rad], with
-    zeros beyond the image that make its pixels a multiple of 4.
+    """Keras data set of (inputs, target): inputs as `StitchedNetwork` takes them, target (n, pixels, pixels, 1) [rad].
+
+    Zeros beyond the image make its pixels a multiple of 4.
 
     The scans of a batch have the same number of positions and of image pixels a step; of scans with large images a
     part is taken.
@@ -181,9 +182,7 @@ class ScanBatches(keras.utils.PyDataset):
             told[:, 1] += rng.normal(0, DEFOCUS_ERROR, count)
             told[rng.uniform(size=count) < DEFOCUS_UNTOLD_SHARE, 1:] = 0
         counts = np.empty_like(clean)
-        _record(
-            clean, doses, half_widths, shifts, scales, pixel_widths, offsets, int(rng.integers(2**31)), counts
-        )
+        _record(clean, doses, half_widths, shifts, scales, pixel_widths, offsets, int(rng.integers(2**31)), counts)
         steps = self.scans.geometry[chosen, 0].astype(float)
         matrices = [stitching_matrices(taken, oversample, step) for step in steps]
         inputs = {

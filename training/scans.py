@@ -1,9 +1,10 @@
 """Whole small scans: patterns of neighbouring positions and the projected phase of the image that they make.
 
-For networks that turn every pattern into a feature patch and see the stitched image (`training.image_networks`). Grid and
-units are those of `training.simulation`; positions need not fall on the potential's pixels.
+For networks that turn every pattern into a feature patch and see the stitched image (`training.image_networks`).
+Grid and units are those of `training.simulation`; positions need not fall on the potential's pixels.
 
-    specimen -> potential slices (abTEM) -> multislice at every position -> mean intensities; projected phase at the pixels
+    specimen -> potential slices (abTEM) -> multislice at every position -> mean intensities
+                                         -> projected phase at the image's pixels
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from typing import Any
 import keras
 
 from training.config import read_config
-from training.dataset import load_shards
 from training.recipes import Recipe, recipe
 
 
@@ -63,7 +62,7 @@ def main() -> None:
     keras.config.set_dtype_policy(config.get("precision", "float32"))
     chosen = recipe(config)
     numbers = sorted(int(path.stem.split("_")[1]) for path in arguments.data.glob("shard_*.npz"))
-    made, fixed = rates(chosen, load_shards(arguments.data, numbers[:4], chosen.arrays), config["batch_size"])
+    made, fixed = rates(chosen, chosen.load(arguments.data, numbers[:4]), config.get("batch_size", 1))
     print(
         f"{made:.1f} samples/s; one batch held in memory: {fixed:.1f} samples/s; ratio {made / fixed:.2f}, "
         f"so {100 * max(0.0, 1 - made / fixed):.0f} % of the time waiting for batches"

@@ -21,6 +21,8 @@ from airpi_py4d.report import _DOMAIN_UNITS, shown
 SCHEMA = "1"
 #: Kinds of grids that the engine serves.
 GRIDS = ("aperture", "whole_detector")
+#: Metadata key of a model's second network, an ONNX file in base64.
+IMAGE_NETWORK = "image_network"
 VARIABLE = "AIRPI_MODELS"
 _SHIPPED = Path(__file__).parent
 _MANIFEST = _SHIPPED / "SHA256SUMS"

@@ -1,0 +1,207 @@
+"""Feature patches to one feature image: the mean over overlapping patches, weighted by electrons and a window."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airpi_py4d.acquisition import Acquisition
+from airpi_py4d.stitching import interpolation_matrix
+
+#: Electrons a pattern at which the level is 1, as a power of ten.
+_FULL_LEVEL = 7.0
+#: Channels that stand beside the features: level and coverage.
+EXTRA_CHANNELS = 2
+#: Of the window's half width: pixels that lie on its edge but for rounding are beyond it.
+_ROUNDING = 1e-6
+
+
+class FeatureStitcher:
+    r"""Averages feature patches, scan row by scan row.
+
+    With N_j the electrons of pattern j, f_j its features, interpolated from the patch's pixels to the image's, and the
+    window of the patch's side L,
+
+    .. math:: u(x, y) = \cos^2(\pi x / L) \cos^2(\pi y / L), \quad |x|, |y| < L / 2,
+
+    the feature image holds the features, their level and the coverage:
+
+    .. math::
+        F_c(r) = \frac{\sum_j N_j\, u(r - r_j)\, f_{j,c}(r - r_j)}{\sum_j N_j\, u(r - r_j)}, \quad
+        \mathrm{level}(r) = \frac{1}{7} \log_{10} \max\left(\frac{\sum_j N_j u}{\sum_j u}, 1\right) \le 1, \quad
+        \mathrm{coverage}(r) = \frac{4 s_x s_y}{L^2} \sum_j u(r - r_j),
+
+    s the scan steps; the integral of u is L^2 / 4, so the coverage is 1 in the middle of a complete scan, 1/2 at its
+    edge. Features are 0 where no electron was measured.
+
+    Window and interpolation are products of a function of x and one of y. So the patches of neighbouring positions of
+    a scan row are added along the row first, by one matrix that holds the columns of all of them where they belong;
+    their sum is interpolated across the row.
+
+    Parameters
+    ----------
+    scan_shape : (int, int)
+    acquisition : Acquisition
+    patch_pixels : int
+        Side of the model's patches [px].
+    patch_pixel_size : float
+        [A]
+    oversample : (int, int)
+        Image pixels a scan step, along rows and columns: the pixel size is scan_step / oversample, so that probe
+        positions fall on pixels.
+    features : int
+        Of each patch's pixel.
+    held_rows : int, optional
+        Image rows for which memory is kept, where rows come in order and `release` says which aren't needed any more;
+        by default those of the whole image.
+    """
+
+    def __init__(
+        self,
+        scan_shape: tuple[int, int],
+        acquisition: Acquisition,
+        patch_pixels: int,
+        patch_pixel_size: float,
+        oversample: tuple[int, int],
+        features: int,
+        held_rows: int | None = None,
+    ) -> None:
+        self.oversample = oversample
+        row, column = (step / count for step, count in zip(acquisition.scan_step, oversample, strict=True))
+        self.pixel_size = row, column
+        rows, columns = ((n - 1) * count + 1 for n, count in zip(scan_shape, oversample, strict=True))
+        self.image_shape = rows, columns
+        length = patch_pixels * patch_pixel_size
+        self._density = 4 * math.prod(acquisition.scan_step) / length**2
+        reach, windows, matrices = [], [], []
+        for pixel in self.pixel_size:
+            n = math.ceil(length / 2 / pixel * (1 - _ROUNDING)) - 1
+            window = np.cos(np.pi * np.arange(-n, n + 1) * pixel / length) ** 2
+            reach.append(n)
+            windows.append(window.astype(np.float32))
+            matrices.append(window[:, None] * interpolation_matrix(patch_pixels, patch_pixel_size, 2 * n + 1, pixel))
+        self._reach = reach[0], reach[1]
+        self._row_window, self._rows = windows[0], matrices[0].astype(np.float32)
+        self._along_row(windows[1], matrices[1])
+        self._features, self._patch_pixels = features, patch_pixels
+        padded = rows + 2 * reach[0]
+        # beside the rows that are held, a patch reaches beyond both ends, and above the image nothing is released
+        held = padded if held_rows is None else min(held_rows + 3 * reach[0], padded)
+        # padded image rows from `_top` on; the last two channels are the sums of N u and of u
+        self._sum = np.zeros((features + EXTRA_CHANNELS, held, columns + 2 * reach[1]), np.float32)
+        self._top = self._needed = 0
+        self._changed = range(0)
+
+    def _along_row(self, window: NDArray[np.float32], matrix: NDArray[np.float64]) -> None:
+        """The matrices from the patches, and the weights, of a block of neighbouring positions to the image's row."""
+        right, (size, pixels) = self.oversample[1], matrix.shape
+        block = -(-size // right)
+        span = (block - 1) * right + size
+        patches, weights = np.zeros((block, pixels, span), np.float32), np.zeros((block, span), np.float32)
+        for n in range(block):
+            here = slice(n * right, n * right + size)
+            patches[n, :, here] = matrix.T
+            weights[n, here] = window
+        self._block, self._size = block, size
+        self._columns, self._weights = patches.reshape(block * pixels, span), weights
+
+    def add_row(
+        self,
+        row: int,
+        first: int,
+        patches: NDArray[np.float32],
+        measured: NDArray[np.bool_],
+        electrons: NDArray[np.float32],
+    ) -> None:
+        """Add the patches of neighbouring positions of one scan row.
+
+        Parameters
+        ----------
+        row, first : int
+            Scan row, and scan column of the first patch.
+        patches : ndarray of float32, shape (n, features, patch_pixels, patch_pixels)
+            Centred at n // 2.
+        measured : ndarray of bool, shape (n,)
+            Patches that are False are left out.
+        electrons : ndarray of float32, shape (n,)
+            N_j, at least 0.
+        """
+        counted = np.where(measured, electrons, np.float32(0))
+        if not counted.all():  # what the model makes of an empty pattern may be anything
+            patches = np.where((counted > 0)[:, None, None, None], patches, np.float32(0))
+        pair = np.stack([counted, measured.astype(np.float32)])
+        (down, right), side, features = self.oversample, self._patch_pixels, self._features
+        width = (len(patches) - 1) * right + self._size
+        strip, weights = np.zeros((features * side, width), np.float32), np.zeros((2, width), np.float32)
+        for start in range(0, len(patches), self._block):
+            some = patches[start : start + self._block]
+            span = (len(some) - 1) * right + self._size
+            here = slice(start * right, start * right + span)
+            weighted = np.multiply(
+                some.transpose(1, 2, 0, 3), counted[start : start + len(some), None], order="C"
+            ).reshape(features * side, -1)
+            strip[:, here] += weighted @ self._columns[: weighted.shape[1], :span]
+            weights[:, here] += pair[:, start : start + len(some)] @ self._weights[: len(some), :span]
+        top = self._place(row * down, row * down + len(self._rows))
+        place = self._sum[:, top : top + len(self._rows), first * right : first * right + width]
+        place[:features] += np.matmul(self._rows, strip.reshape(features, side, width))
+        place[features:] += self._row_window[:, None] * weights[:, None, :]
+
+    def _place(self, start: int, stop: int) -> int:
+        """Place in memory of the padded image rows from start to stop, which change."""
+        if stop > self._top + self._sum.shape[1]:
+            kept = self._sum[:, self._needed - self._top :]
+            self._sum[:, : kept.shape[1]] = kept
+            self._sum[:, kept.shape[1] :] = 0
+            self._top = self._needed
+        # as image rows
+        first, last = max(start - self._reach[0], 0), min(stop - self._reach[0], self.image_shape[0])
+        changed = self._changed or range(first, last)
+        self._changed = range(min(changed.start, first), max(changed.stop, last))
+        return start - self._top
+
+    def release(self, row: int) -> None:
+        """Let go of the image rows above `row`."""
+        self._needed = max(row + self._reach[0], self._top)
+
+    def complete(self, rows: int) -> int:
+        """Image rows, from the first one on, that nothing is added to after so many scan rows."""
+        last = self.image_shape[0]
+        return (
+            last if (rows - 1) * self.oversample[0] + 1 >= last else max(rows * self.oversample[0] - self._reach[0], 0)
+        )
+
+    def changes(self) -> range:
+        """The image rows that were added to since the last call."""
+        changed, self._changed = self._changed, range(0)
+        return changed
+
+    def merge(self, part: FeatureStitcher, row: int) -> None:
+        """Add what was summed apart of some scan rows, the first of which is `row`."""
+        start = row * self.oversample[0]
+        top = self._place(start, start + part._sum.shape[1])
+        self._sum[:, top : top + part._sum.shape[1]] += part._sum
+
+    def feature_image(self, rows: range) -> NDArray[np.float32]:
+        """Features, level and coverage of some image rows, shape (features + 2, len(rows), columns)."""
+        features = self._features
+        top, left = rows.start + self._reach[0] - self._top, self._reach[1]
+        sums = self._sum[:, top : top + len(rows), left : left + self.image_shape[1]]
+        electrons, covered = sums[features:]
+        image = np.zeros(sums.shape, np.float32)
+        np.divide(sums[:features], electrons, out=image[:features], where=electrons > 0)
+        mean = np.divide(electrons, covered, out=image[features], where=covered > 0)
+        np.log10(np.maximum(mean, 1, out=mean), out=mean)
+        np.minimum(mean / np.float32(_FULL_LEVEL), 1, out=mean)
+        np.multiply(covered, np.float32(self._density), out=image[features + 1])
+        return image
+
+    def measured(self, rows: range) -> NDArray[np.bool_]:
+        """Whether electrons were measured around the pixels of some image rows, shape (len(rows), columns)."""
+        top, left = rows.start + self._reach[0] - self._top, self._reach[1]
+        measured: NDArray[np.bool_] = (
+            self._sum[self._features, top : top + len(rows), left : left + self.image_shape[1]] > 0
+        )
+        return measured
