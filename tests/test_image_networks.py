@@ -166,21 +166,22 @@ def _mirrored(operation):
 
 def loss_in_numpy(true, prediction, floor):
     phase, deviation, coverage = np.moveaxis(prediction.astype(np.float64), -1, 0)
-    true, weight = true[..., 0].astype(np.float64), np.minimum(coverage, 1)
+    noise, true, weight = true[:, 0, 0, 1], true[..., 0].astype(np.float64), np.minimum(coverage, 1)
     losses = []
-    for t, p, s, w in zip(true, phase, deviation, weight, strict=True):
+    for t, p, s, w, n in zip(true, phase, deviation, weight, noise, strict=True):
+        f = floor + n
         error = p - t
         offset, level = np.average(error, weights=w), np.average(t, weights=w)
         variance = np.average((t - level) ** 2, weights=w)
-        loss = np.sqrt(np.average((error - offset) ** 2, weights=w) / (variance + floor) + 1e-4)
-        loss += 0.5 * np.sqrt(offset**2 / (variance + level**2 + 2.5e-3) + 1e-4)
+        loss = np.sqrt(np.average((error - offset) ** 2, weights=w) / (variance + f) + 1e-4)
+        loss += 0.5 * np.sqrt(offset**2 / (variance + level**2 + 2.5e-3 + n) + 1e-4)
         for axis in (0, 1):
             weights = np.delete(w, 0, axis)
             above = np.average(np.diff(error, axis=axis) ** 2, weights=weights)
             below = np.average(np.diff(t, axis=axis) ** 2, weights=weights)
-            loss += 0.25 * np.sqrt(above / (below + floor) + 1e-4)
+            loss += 0.25 * np.sqrt(above / (below + f) + 1e-4)
         likelihood = np.average(s**2 * (0.5 * error**2 / s**2 + np.log(s)), weights=w)
-        losses.append(loss + 0.1 * likelihood / (variance + floor))
+        losses.append(loss + 0.1 * likelihood / (variance + f))
     return np.mean(losses)
 
 
@@ -189,8 +190,11 @@ def test_loss_is_its_equation():
     true = rng.normal(0.3, 0.2, (3, 12, 8, 1)).astype(np.float32)
     phase, coverage = true + rng.normal(0.1, 0.1, true.shape), rng.uniform(0, 1.2, true.shape)
     prediction = np.concatenate([phase, rng.uniform(0.05, 0.3, true.shape), coverage], -1).astype(np.float32)
-    found = float(PhaseImageError(2e-4)(true, prediction))
-    assert found == pytest.approx(loss_in_numpy(true, prediction, 2e-4), rel=1e-4)
+    target = np.concatenate(
+        [true, np.zeros_like(true) + np.array([0, 1e-2, 1e-1], np.float32)[:, None, None, None]], -1
+    )
+    found = float(PhaseImageError(2e-4)(target, prediction))
+    assert found == pytest.approx(loss_in_numpy(target, prediction, 2e-4), rel=1e-4)
 
 
 def test_the_receptive_field_is_within_the_margin():
@@ -244,7 +248,7 @@ def test_batches_are_reproducible_and_of_the_promised_shapes(data):
         again, _ = batches[index]
         n, positions = inputs["patterns"].shape[:2]
         pixels = target.shape[1]
-        assert target.shape == (n, pixels, pixels, 1)
+        assert target.shape == (n, pixels, pixels, 2)
         assert pixels % 4 == 0
         assert inputs["features_matrix"].shape == (n, pixels, OBJECT * positions)
         assert all((inputs[name] == again[name]).all() for name in inputs)

@@ -176,10 +176,18 @@ def modulate_pixels(x: Any, condition: Any) -> Any:
     return x * (1 + change[..., :channels]) + change[..., channels:]
 
 
+@keras.saving.register_keras_serializable("airpi")
+class Limited(layers.Layer):
+    """x / sqrt(mean x^2 + 0.1) over the channels of each pixel: linear for weak features, bounded for strong ones."""
+
+    def call(self, x: Any) -> Any:
+        return x * ops.rsqrt(ops.mean(x**2, axis=-1, keepdims=True) + 0.1)
+
+
 def image_block(x: Any, condition: Any) -> Any:
-    """x + gain * conv(swish(modulated conv(x)))."""
+    """x + gain * conv(swish(modulated conv(limited x)))."""
     channels = x.shape[-1]
-    y = layers.Conv2D(channels, 3, padding="same", kernel_initializer="he_normal")(x)
+    y = layers.Conv2D(channels, 3, padding="same", kernel_initializer="he_normal")(Limited()(x))
     y = layers.Activation("swish")(modulate_pixels(y, condition))
     return x + Gain()(layers.Conv2D(channels, 3, padding="same", kernel_initializer="he_normal")(y))
 
@@ -217,11 +225,12 @@ def image_network(features: int, channels: list[int], blocks: list[int]) -> kera
             x = image_block(x, conditions[level])
         skips.append(x)
     for level in reversed(range(len(channels) - 1)):
-        x = layers.UpSampling2D(2)(layers.Conv2D(channels[level], 1)(x)) + skips[level]
+        coarse = Gain()(layers.Conv2D(channels[level], 1)(Limited()(x)))
+        x = skips[level] + layers.UpSampling2D(2)(coarse)
         for _ in range(blocks[2]):
             x = image_block(x, conditions[level])
     small = keras.initializers.RandomNormal(stddev=1e-3)
-    out = layers.Conv2D(2, 3, padding="same", kernel_initializer=small)(layers.Activation("swish")(x))
+    out = layers.Conv2D(2, 3, padding="same", kernel_initializer=small)(x)
     phase, error = PhaseAndError(name="phase_and_error")(out)
     return keras.Model([inputs, geometry], {"phase": phase, "phase_error": error}, name="image_network")
 

@@ -37,7 +37,7 @@ def exit_wave_error(target: Any, patch: Any) -> tuple[Any, Any]:
 
 #: Squared relative error that a phase image's error is not asked to go below.
 _LEAST_RELATIVE_ERROR = 1e-4
-#: f_0 [rad^2]: mean phases of specimens much weaker than this count less.
+#: g [rad^2]: mean phases of specimens much weaker than this count less.
 _OFFSET_FLOOR = 2.5e-3
 #: Of the likelihood of the error's size in the loss of a phase image.
 _LIKELIHOOD_WEIGHT = 0.1
@@ -89,12 +89,13 @@ class StitchedExitWaveError(keras.losses.Loss):
 class PhaseImageError(keras.losses.Loss):
     r"""Relative error of a phase image, of its gradient, and the likelihood of the error that it gives itself.
 
-    With the coverage c (at most 1) as weight, the true phase phi of mean m and variance v, the predicted one p and the
-    mean d of the error p - phi,
+    With the coverage c (at most 1) as weight, the true phase phi of mean m and variance v, the predicted one p, the
+    mean d of the error p - phi, and f = f_0 + 1 / rho, rho the electrons in an area of 1 / k0^2, about the variance of
+    a linear estimate of the phase,
 
     .. math:: e = \frac{\sum c (p - \phi - d)^2}{\sum c\, (v + f)}, \quad
               e' = \frac{\sum c |\nabla (p - \phi)|^2}{\sum c\, (|\nabla \phi|^2 + f)}, \quad
-              e'' = \frac{d^2}{v + m^2 + f_0}, \quad
+              e'' = \frac{d^2}{v + m^2 + g + 1 / \rho}, \quad
               L = \sqrt{e + \epsilon} + \sqrt{e' + \epsilon} / 2 + \sqrt{e'' + \epsilon} / 2
                   + \lambda \frac{\sum c\, [s^2] ([p - \phi]^2 / 2 s^2 + \ln s)}{\sum c\, (v + f)}
 
@@ -103,12 +104,12 @@ class PhaseImageError(keras.losses.Loss):
     in which what stands in brackets is held fixed, makes s the standard deviation of the error: the likelihood of a
     normal distribution, weighted by the variance (Seitzer et al. 2022), so that strong errors don't drown the rest.
 
-    In: target (n, rows, columns, 1) [rad]; prediction (n, rows, columns, 3): p, s [rad], c.
+    In: target (n, rows, columns, 2): phi [rad] and 1 / rho, the same at all pixels; prediction (n, rows, columns, 3): p, s [rad], c.
 
     Parameters
     ----------
     strength_floor : float
-        f [rad^2]: specimens weaker than this count less.
+        f_0 [rad^2]: specimens weaker than f count less.
     """
 
     def __init__(self, strength_floor: float, name: str = "phase_image_error", **kwargs: Any) -> None:
@@ -120,6 +121,8 @@ class PhaseImageError(keras.losses.Loss):
 
     def call(self, target: Any, prediction: Any) -> Any:
         true, phase, deviation = target[..., 0], prediction[..., 0], prediction[..., 1]
+        noise = target[:, 0, 0, 1]
+        floor = self.strength_floor + noise
         weight = ops.minimum(prediction[..., 2], 1.0)
         error = phase - true
 
@@ -131,17 +134,17 @@ class PhaseImageError(keras.losses.Loss):
 
         offset, level = mean(error), mean(true)
         variance = mean(true**2) - level**2
-        loss = root((mean(error**2) - offset**2) / (variance + self.strength_floor))
-        loss = loss + 0.5 * root(offset**2 / (variance + level**2 + _OFFSET_FLOOR))
+        loss = root((mean(error**2) - offset**2) / (variance + floor))
+        loss = loss + 0.5 * root(offset**2 / (variance + level**2 + _OFFSET_FLOOR + noise))
         down, right = (slice(None), slice(1, None)), (slice(None), slice(None), slice(1, None))
         up, left = (slice(None), slice(None, -1)), (slice(None), slice(None), slice(None, -1))
         for after, before in ((down, up), (right, left)):
             change, true_change = error[after] - error[before], true[after] - true[before]
             above, below = mean(change**2, weight[after]), mean(true_change**2, weight[after])
-            loss = loss + 0.25 * root(above / (below + self.strength_floor))
+            loss = loss + 0.25 * root(above / (below + floor))
         fixed, size = ops.stop_gradient(error) ** 2, ops.stop_gradient(deviation) ** 2
         likelihood = mean(size * (0.5 * fixed / deviation**2 + ops.log(deviation)))
-        return ops.mean(loss + _LIKELIHOOD_WEIGHT * likelihood / (variance + self.strength_floor))
+        return ops.mean(loss + _LIKELIHOOD_WEIGHT * likelihood / (variance + floor))
 
 
 def overlapping_kernels(relative_step: NDArray) -> NDArray[np.float64]:

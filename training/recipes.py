@@ -167,8 +167,8 @@ class StitchedRecipe:
         for dose in config["validation_doses"]:
             errors, correlations = [], []
             for inputs, target in (ScanBatches(shards, 0, config["seed"], 0, dose)[n] for n in range(len(shards))):
+                true = target[..., 0][target[..., 0] != 0]
                 predicted = np.asarray(model(inputs))[..., 0][target[..., 0] != 0]
-                true = target[target != 0]
                 errors.append(np.sqrt(np.mean((predicted - true) ** 2) / np.var(true)))
                 correlations.append(np.corrcoef(predicted, true)[0, 1])
             name = f"{dose:g}" if dose else "no noise"

@@ -31,8 +31,8 @@ from training.simulation import DETECTOR
 #: Image pixels along an axis, and patterns, that a batch's scans have at most.
 LARGEST_IMAGE = 64
 PATTERNS_A_BATCH = 1024
-#: Electrons a pattern, drawn evenly on a logarithmic scale.
-SCAN_DOSE_RANGE = (1.5, 1e6)
+#: Electrons in an area of 1 / k0^2, drawn evenly on a logarithmic scale.
+SCAN_DOSE_RANGE = (60.0, 3e6)
 
 
 class Scans:
@@ -86,9 +86,10 @@ def mirrored(patterns: NDArray, phase: NDArray, operation: int) -> tuple[NDArray
 
 
 class ScanBatches(keras.utils.PyDataset):
-    """Keras data set of (inputs, target): inputs as `StitchedNetwork` takes them, target (n, pixels, pixels, 1) [rad].
+    """Keras data set of (inputs, target): inputs as `StitchedNetwork` takes them, target (n, pixels, pixels, 2): phase
+    [rad] and, everywhere the same, 1 / electrons in 1 / k0^2 (0 without noise), as `losses.PhaseImageError` wants it.
 
-    Zeros beyond the image make its pixels a multiple of 4.
+    The phase has zeros beyond the image that make its pixels a multiple of 4.
 
     The scans of a batch have the same number of positions and of image pixels a step; of scans with large images a
     part is taken.
@@ -101,7 +102,7 @@ class ScanBatches(keras.utils.PyDataset):
     seed, epoch : int
         They decide every random choice.
     dose : float, optional
-        For validation: this many electrons a pattern (0 for no noise), every scan once and no augmentation.
+        For validation: this many electrons in 1 / k0^2 (0 for no noise), every scan once and no augmentation.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class ScanBatches(keras.utils.PyDataset):
         count, taken, pixels = self.shape(positions, oversample)
         chosen = [first, *rng.choice(self.alike[self.sizes[first]], count - 1).tolist()]
         clean = np.empty((count, taken**2, DETECTOR, DETECTOR), np.float32)
-        target = np.zeros((count, pixels + -pixels % 4, pixels + -pixels % 4, 1), np.float32)
+        target = np.zeros((count, pixels + -pixels % 4, pixels + -pixels % 4, 2), np.float32)
         for b, scan in enumerate(chosen):
             row, column = rng.integers(positions - taken + 1, size=2) if augment else [(positions - taken) // 2] * 2
             patterns = self.scans.amplitudes[scan][row : row + taken, column : column + taken]
@@ -167,7 +168,7 @@ class ScanBatches(keras.utils.PyDataset):
         if augment:
             empty = rng.uniform(size=count) < EMPTY_SHARE
             clean[empty] = vacuum_pattern()
-            target[empty] = 0
+            target[empty, ..., 0] = 0
             low, high = np.log(SCAN_DOSE_RANGE)
             doses = np.exp(rng.uniform(low, high, size=count))
             doses[rng.uniform(size=count) < NOISE_FREE_SHARE] = 0.0
@@ -181,9 +182,11 @@ class ScanBatches(keras.utils.PyDataset):
             offsets[coarse] = rng.integers(0, pixel_widths[coarse])
             told[:, 1] += rng.normal(0, DEFOCUS_ERROR, count)
             told[rng.uniform(size=count) < DEFOCUS_UNTOLD_SHARE, 1:] = 0
+        target[..., 1] = np.divide(1, doses, out=np.zeros(count), where=doses > 0)[:, None, None]
+        steps = self.scans.geometry[chosen, 0].astype(float)
+        doses *= steps**2
         counts = np.empty_like(clean)
         _record(clean, doses, half_widths, shifts, scales, pixel_widths, offsets, int(rng.integers(2**31)), counts)
-        steps = self.scans.geometry[chosen, 0].astype(float)
         matrices = [stitching_matrices(taken, oversample, step) for step in steps]
         inputs = {
             "patterns": counts.reshape(count, taken, taken, DETECTOR, DETECTOR),
