@@ -14,6 +14,7 @@ from airpi_py4d.feature_stitching import FeatureStitcher
 from airpi_py4d.model import Model
 from airpi_py4d.phase_image import PhaseImage
 from airpi_py4d.plan import Plan
+from export.self_contained import self_contained
 from export.two_parts import join
 
 K0 = optics.aperture_radius(300e3, 20.0)
@@ -258,6 +259,23 @@ class TestEngine:
         assert np.isfinite(result.phase).all()
         assert "not measured" in result.confidence_summary()
         assert "nan" not in str(result.report())
+
+    def test_domain(self, model, tmp_path):
+        """The steps themselves count, as there are no kernels; and the electrons."""
+        limits = {"relative_scan_step": [0.3, 0.5], "electrons_per_pattern": [1e5, 1e7]}
+        path = write_two_parts(tmp_path / "limited.onnx", domain=limits)
+        with pytest.warns(UserWarning, match="outside of") as caught:
+            result = reconstruct(counts(), acquisition((0.2, 0.6)), model=path, device="cpu", strict=False)
+        messages = [str(each.message) for each in caught]
+        assert messages == result.provenance["outside_training_domain"]
+        assert messages[0].startswith("scan_step is (0.2, 0.6) A, up to 0.6095 lambda / alpha, outside of 0.3 to 0.5")
+        assert messages[1].startswith("The electrons per pattern are")
+        with pytest.raises(ValueError, match=r"electrons per pattern are .*far outside"):
+            reconstruct(counts(), acquisition(0.4), model=path, device="cpu")
+
+    def test_no_self_contained_file(self, path):
+        with pytest.raises(ValueError, match="gives stitched features"):
+            self_contained(path.read_bytes())
 
 
 class TestModel:
