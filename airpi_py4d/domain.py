@@ -173,10 +173,12 @@ strict=False reconstructs all the same.
     )
     called = {name: acquisition.argument_names.get(name, name) for name in acquisition.__dataclass_fields__}
     row_step, column_step = acquisition.scan_step
+    spacing = (1, 1) if contract.kernel_side == 1 else kernel_spacing(acquisition.scan_step)
     step_subject = f"{called['scan_step']} is {row_step:.4g} A,"
     if row_step != column_step:
-        step_subject = f"{called['scan_step']} is ({row_step:.4g}, {column_step:.4g}) A, in the kernels up to"
-    steps = np.multiply(acquisition.scan_step, kernel_spacing(acquisition.scan_step)) * k0
+        within = "in the kernels up to" if contract.kernel_side > 1 else "up to"
+        step_subject = f"{called['scan_step']} is ({row_step:.4g}, {column_step:.4g}) A, {within}"
+    steps = np.multiply(acquisition.scan_step, spacing) * k0
     values = [
         ("energy", f"{called['energy']} is", acquisition.energy),
         ("semiangle", f"{called['semiangle']} is", acquisition.semiangle),

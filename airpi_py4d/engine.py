@@ -219,13 +219,14 @@ def reconstruct(
             here = slice(first, first + len(patterns))
             missing = bad.add(row, first, patterns)
             descan = None if acquisition.descan is None else acquisition.descan[row, here]
-            whole[here] = resampling(patterns, descan)
+            resampling(patterns, descan, out=whole[here])
             whole[here][missing] = 0
-            electrons.add(row, first, whole[here].sum(axis=(1, 2)), missing)
+            electrons.add(row, first, whole[here].reshape(len(patterns), -1).sum(axis=1), missing)
             if here.stop == columns:
                 yield whole, ~bad.missing[row]
 
-    ahead = -(-_PATTERNS // data.shape[1])  # rows, as many as the model takes at once
+    # as many rows as the model takes at once
+    ahead = -(-_PATTERNS // data.shape[1]) if plan.contract.kernel_side == 1 else 1
     with closing(_prefetched(resampled_rows(), ahead)) as made:
         rows = tqdm(made, "AIRPI", data.shape[0], unit="row", disable=not show_progress)
         stitched = _stitched(model, plan, summed_rows(rows, plan.sum_neighbours, plan.stride))

@@ -152,9 +152,10 @@ class FeatureStitcher:
     def _place(self, start: int, stop: int) -> int:
         """Place in memory of the padded image rows from start to stop, which change."""
         if stop > self._top + self._sum.shape[1]:
-            kept = self._sum[:, self._needed - self._top :]
-            self._sum[:, : kept.shape[1]] = kept
-            self._sum[:, kept.shape[1] :] = 0
+            for channel in self._sum:  # one by one, as they overlap and are copied on the way
+                kept = channel[self._needed - self._top :]
+                channel[: len(kept)] = kept
+                channel[len(kept) :] = 0
             self._top = self._needed
         # as image rows
         first, last = max(start - self._reach[0], 0), min(stop - self._reach[0], self.image_shape[0])
@@ -184,11 +185,14 @@ class FeatureStitcher:
         top = self._place(start, start + part._sum.shape[1])
         self._sum[:, top : top + part._sum.shape[1]] += part._sum
 
-    def feature_image(self, rows: range) -> NDArray[np.float32]:
-        """Features, level and coverage of some image rows, shape (features + 2, len(rows), columns)."""
-        features = self._features
-        top, left = rows.start + self._reach[0] - self._top, self._reach[1]
-        sums = self._sum[:, top : top + len(rows), left : left + self.image_shape[1]]
+    def _sums(self, rows: range, columns: range) -> NDArray[np.float32]:
+        """Sums at some pixels of the image."""
+        top, left = rows.start + self._reach[0] - self._top, columns.start + self._reach[1]
+        return self._sum[:, top : top + len(rows), left : left + len(columns)]
+
+    def feature_image(self, rows: range, columns: range) -> NDArray[np.float32]:
+        """Features, level and coverage of some image rows and columns, shape (features + 2, rows, columns)."""
+        features, sums = self._features, self._sums(rows, columns)
         electrons, covered = sums[features:]
         image = np.zeros(sums.shape, np.float32)
         np.divide(sums[:features], electrons, out=image[:features], where=electrons > 0)
@@ -198,10 +202,7 @@ class FeatureStitcher:
         np.multiply(covered, np.float32(self._density), out=image[features + 1])
         return image
 
-    def measured(self, rows: range) -> NDArray[np.bool_]:
-        """Whether electrons were measured around the pixels of some image rows, shape (len(rows), columns)."""
-        top, left = rows.start + self._reach[0] - self._top, self._reach[1]
-        measured: NDArray[np.bool_] = (
-            self._sum[self._features, top : top + len(rows), left : left + self.image_shape[1]] > 0
-        )
+    def measured(self, rows: range, columns: range) -> NDArray[np.bool_]:
+        """Whether electrons were measured around some pixels of the image, shape (rows, columns)."""
+        measured: NDArray[np.bool_] = self._sums(rows, columns)[self._features] > 0
         return measured

@@ -205,7 +205,12 @@ class Resampling:
             self._maps[shift] = matrix, matrix @ self._background
         return self._maps[shift]
 
-    def __call__(self, patterns: NDArray[Any], descan: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+    def __call__(
+        self,
+        patterns: NDArray[Any],
+        descan: NDArray[np.float64] | None = None,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
         """Electrons on the grid, shape (n, grid, grid).
 
         Parameters
@@ -214,9 +219,11 @@ class Resampling:
             As the detector reports them.
         descan : ndarray, shape (n, 2), optional
             Where the optical axis is in each, minus the centre [px].
+        out : ndarray of float32, shape (n, grid, grid), optional
+            Where to put the result.
         """
         side = self._grid[0]
-        result = np.empty((len(patterns), side, side), np.float32)
+        result = np.empty((len(patterns), side, side), np.float32) if out is None else out
         steps = np.zeros((len(patterns), 2), int)
         if descan is not None:
             steps = np.rint(descan * self._parts).astype(int)
@@ -232,7 +239,7 @@ class Resampling:
                 for n, place in enumerate(part):
                     flat[:, n] = patterns[place].reshape(-1)
                 for place, resampled in zip(part, (matrix @ flat).T, strict=True):
-                    np.subtract(resampled, background, out=result[place].reshape(-1))
+                    result[place] = (resampled - background).reshape(side, side)
         return result
 
 

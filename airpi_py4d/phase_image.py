@@ -17,7 +17,7 @@ ALIGNMENT = 4
 #: Largest side of a tile without its halo [px].
 LARGEST_TILE = 512
 #: Of the features of a band that is computed at once, with its halo; and rows of the smallest band.
-_BAND_BYTES = 128e6
+_BAND_BYTES = 100e6
 _SMALLEST_BAND = 32
 
 
@@ -105,20 +105,19 @@ class PhaseImage:
         """Rows of the image, the first of which is aligned."""
         height, width = self.phase.shape
         for band in _tiles(rows.start, rows.stop):
-            around = range(max(band.start - self._halo, 0), min(_aligned(band.stop) + self._halo, height))
-            features = stitcher.feature_image(around)
-            measured = stitcher.measured(band)
+            above, below = max(band.start - self._halo, 0), min(_aligned(band.stop) + self._halo, height)
             for columns in _tiles(0, width):
-                left, right = max(columns.start - self._halo, 0), min(_aligned(columns.stop) + self._halo, width)
-                here, inside = measured[:, columns.start : columns.stop], slice(columns.start, columns.stop)
-                if not here.any():
+                measured = stitcher.measured(band, columns)
+                if not measured.any():
                     continue
-                tile = np.zeros((1, len(features), _aligned(len(around)), _aligned(right - left)), np.float32)
-                tile[0, :, : len(around), : right - left] = features[:, :, left:right]
+                left, right = max(columns.start - self._halo, 0), min(_aligned(columns.stop) + self._halo, width)
+                features = stitcher.feature_image(range(above, below), range(left, right))
+                beyond = [(0, _aligned(n) - n) for n in features.shape[1:]]
+                phase, error = network(np.pad(features, [(0, 0), *beyond])[None])
+                here = slice(band.start, band.stop), slice(columns.start, columns.stop)
                 place = (
-                    slice(band.start - around.start, band.stop - around.start),
+                    slice(band.start - above, band.stop - above),
                     slice(columns.start - left, columns.stop - left),
                 )
-                phase, error = network(tile)
-                self.phase[band.start : band.stop, inside] = np.where(here, phase[place], 0)
-                self.error[band.start : band.stop, inside] = np.where(here, np.abs(error[place]), np.inf)
+                self.phase[here] = np.where(measured, phase[place], 0)
+                self.error[here] = np.where(measured, np.abs(error[place]), np.inf)

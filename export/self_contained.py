@@ -306,11 +306,16 @@ def self_contained(content: bytes, origin: str = "model") -> onnx.ModelProto:
     Raises
     ------
     ValueError
-        If it isn't a model on the aperture grid, or of another opset.
+        If it isn't a model of object patches on the aperture grid, or of another opset.
     """
     model = onnx.load_from_string(content)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     contract = read_contract(properties, origin)
+    if contract.features:
+        raise ValueError(
+            f"{origin} gives stitched features, which are an image only together with those of its neighbours; a "
+            "self-contained file takes a model of object patches."
+        )
     if contract.aperture_pixels is None:
         raise ValueError(f"{origin} takes the whole detector; a self-contained graph is made of 'aperture' grids.")
     versions = {entry.domain: entry.version for entry in model.opset_import}

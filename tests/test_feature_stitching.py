@@ -1,6 +1,7 @@
 """Models that stitch features: the equations written out, the image network in tiles, and the engine around them."""
 
 import json
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from airpi_py4d.feature_stitching import FeatureStitcher
 from airpi_py4d.model import Model
 from airpi_py4d.phase_image import PhaseImage
 from airpi_py4d.plan import Plan
+from export.self_contained import self_contained
 from export.two_parts import join
 
 K0 = optics.aperture_radius(300e3, 20.0)
@@ -93,12 +95,12 @@ class TestStitching:
                 stitcher.add_row(row, first, given[here], measured[here], electrons[here])
         expected = written_out(patches, electrons, measured, step, oversample)
         rows = range(expected.shape[1])
-        result = stitcher.feature_image(rows)
+        result = stitcher.feature_image(rows, range(expected.shape[2]))
         # where a window is all but 0, its mean is of rounding
         seen = expected[-1] > 1e-6 * expected[-1].max()
         np.testing.assert_allclose(result[:, seen], expected[:, seen], atol=2e-3)
         np.testing.assert_allclose(result[-2:, seen], expected[-2:, seen], rtol=1e-4, atol=1e-6)
-        np.testing.assert_array_equal(stitcher.measured(rows)[seen], expected[-2][seen] > 0)
+        np.testing.assert_array_equal(stitcher.measured(rows, range(expected.shape[2]))[seen], expected[-2][seen] > 0)
         assert np.median(abs(result[:, seen] - expected[:, seen])) < 1e-6
 
     def test_coverage(self):
@@ -106,7 +108,7 @@ class TestStitching:
         stitcher = FeatureStitcher((41, 43), acquisition(0.1 / K0), 16, PATCH_PIXEL, (1, 1), 1)
         for row in range(41):
             stitcher.add_row(row, 0, np.ones((43, 1, 16, 16), "f"), np.ones(43, bool), np.full(43, 1e4, "f"))
-        features, level, coverage = stitcher.feature_image(range(41))
+        features, level, coverage = stitcher.feature_image(range(41), range(43))
         np.testing.assert_allclose(level, 4 / 7, rtol=1e-6)
         assert coverage[20, 21] == pytest.approx(1, rel=1e-5)
         assert coverage[0, 21] == pytest.approx(0.5 + 0.5 * 0.1 / 1.5, rel=1e-5)  # the edge's positions count whole
@@ -128,8 +130,8 @@ class TestStitching:
         assert not merged.changes()
         for rows in (range(5, 7), range(2), range(2, 5)):
             merged.merge(stitcher(rows), rows[0])
-        rows = range(13)
-        np.testing.assert_allclose(merged.feature_image(rows), whole.feature_image(rows), atol=1e-4)
+        rows, columns = range(13), range(16)
+        np.testing.assert_allclose(merged.feature_image(rows, columns), whole.feature_image(rows, columns), atol=1e-4)
         assert merged.changes() == rows
 
 
@@ -155,11 +157,11 @@ class TestTiles:
                 each.add_row(row, 0, patches, measured[row], electrons)
             if row % step == 0 or row == shape[0] - 1:
                 image.advance(lambda features: model.image(features, geometry), stitcher, stitcher.complete(row + 1))
-        features = everything.feature_image(range(shape[0]))
+        features = everything.feature_image(*map(range, shape))
         padded = np.zeros((1, FEATURES + 2, *(-(-n // 4) * 4 for n in shape)), np.float32)
         padded[0, :, : shape[0], : shape[1]] = features
         phase, error = (each[: shape[0], : shape[1]] for each in model.image(padded, geometry))
-        assert everything.measured(range(shape[0])).all()
+        assert everything.measured(*map(range, shape)).all()
         np.testing.assert_allclose(image.phase, phase, atol=2e-5)
         np.testing.assert_allclose(image.error, error, atol=2e-5)
         np.testing.assert_allclose(image.confidence, np.exp(-(error**2) / 2), atol=2e-5)
@@ -223,6 +225,15 @@ class TestEngine:
         result = reconstruct(data, acquisition(), model=model, oversample=oversample)
         np.testing.assert_allclose(result.phase, expected.phase, atol=1e-5)
 
+    def test_wide_scan(self, model):
+        """Of the features of a scan of 4096 columns, and an image of 16381, a band is held."""
+        data = np.broadcast_to(np.uint8(1), (300, 4096, 24, 20))
+        contract = replace(model.contract, features=12, margin=40)
+        plan = Plan.of(acquisition(), contract, data, 4)
+        stitcher = plan.feature_stitcher(300, plan.phase_image().band)
+        assert stitcher._sum.nbytes < 250e6
+        assert plan.feature_stitcher(300)._sum.nbytes > 1e9  # not touched
+
     @pytest.mark.parametrize(("neighbours", "stride"), [(3, 1), (3, 2), (1, 3)])
     def test_data_repetition(self, model, neighbours, stride):
         data, half = counts(), neighbours // 2
@@ -248,6 +259,23 @@ class TestEngine:
         assert np.isfinite(result.phase).all()
         assert "not measured" in result.confidence_summary()
         assert "nan" not in str(result.report())
+
+    def test_domain(self, model, tmp_path):
+        """The steps themselves count, as there are no kernels; and the electrons."""
+        limits = {"relative_scan_step": [0.3, 0.5], "electrons_per_pattern": [1e5, 1e7]}
+        path = write_two_parts(tmp_path / "limited.onnx", domain=limits)
+        with pytest.warns(UserWarning, match="outside of") as caught:
+            result = reconstruct(counts(), acquisition((0.2, 0.6)), model=path, device="cpu", strict=False)
+        messages = [str(each.message) for each in caught]
+        assert messages == result.provenance["outside_training_domain"]
+        assert messages[0].startswith("scan_step is (0.2, 0.6) A, up to 0.6095 lambda / alpha, outside of 0.3 to 0.5")
+        assert messages[1].startswith("The electrons per pattern are")
+        with pytest.raises(ValueError, match=r"electrons per pattern are .*far outside"):
+            reconstruct(counts(), acquisition(0.4), model=path, device="cpu")
+
+    def test_no_self_contained_file(self, path):
+        with pytest.raises(ValueError, match="gives stitched features"):
+            self_contained(path.read_bytes())
 
 
 class TestModel:

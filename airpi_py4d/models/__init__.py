@@ -316,7 +316,7 @@ class Description:
                 f"Its metadata have schema {metadata['airpi_schema']!r}; this version of airpi_py4d knows schema "
                 f"{SCHEMA!r}: update airpi_py4d. As they stand in the file:"
             )
-            parts += [_paragraph(key, str(value)) for key, value in metadata.items()]
+            parts += [_paragraph(key, str(value)) for key, value in metadata.items() if key != IMAGE_NETWORK]
         return "\n".join(parts)
 
     __repr__ = __str__
