@@ -104,7 +104,8 @@ class PhaseImageError(keras.losses.Loss):
     in which what stands in brackets is held fixed, makes s the standard deviation of the error: the likelihood of a
     normal distribution, weighted by the variance (Seitzer et al. 2022), so that strong errors don't drown the rest.
 
-    In: target (n, rows, columns, 2): phi [rad] and 1 / rho, the same at all pixels; prediction (n, rows, columns, 3): p, s [rad], c.
+    In: target (n, rows, columns, 2): phi [rad] and 1 / rho, the same at all pixels; prediction (n, rows, columns, 3):
+    p, s [rad], c.
 
     Parameters
     ----------
