@@ -52,14 +52,14 @@ def test_power_beyond_counts_only_what_agrees():
 
 
 def test_pairs_are_resolved_down_to_the_width_of_the_atoms():
-    distances = np.arange(0.4, 1.3, 0.1)
+    distances = np.arange(0.4, 1.5, 0.1)
     places = np.array([[2 + 3 * n, 3 + end * d] for n, d in enumerate(distances) for end in (0, 1)])
-    image = bumps(places, (320, 80), 0.1, width=0.2)
+    image = bumps(places, (360, 80), 0.1, width=0.2)
     found, parted = metrics.resolved_pairs(image, places, 0.1, 1.5)
     np.testing.assert_allclose(np.sort(found), distances)
     # two Gaussians of standard deviation s have a dip of a tenth where they are about 2.5 s apart
     assert metrics.closest_resolved(found, parted) == pytest.approx(0.5, abs=0.11)
-    blurred = bumps(places, (320, 80), 0.1, width=0.4)
+    blurred = bumps(places, (360, 80), 0.1, width=0.4)
     assert metrics.closest_resolved(*metrics.resolved_pairs(blurred, places, 0.1, 1.5)) == pytest.approx(1.0, abs=0.11)
     assert np.isnan(metrics.closest_resolved(found, np.zeros(len(found), bool)))
 

@@ -65,9 +65,8 @@ def _panels(results: Results, scans: list[SimulatedScan], doses: tuple[float, ..
     methods = _pictured(results.methods(scan.case.name for scan in scans))
     lines = [(scan, amount) for scan in scans for amount in doses if amount in scan.case.doses]
     figure, axes = _grid(len(lines), len(methods) + 1)
-    for row, (scan, amount) in zip(axes, lines, strict=True):
+    for first, row, (scan, amount) in zip([True, *[False] * (len(lines) - 1)], axes, lines, strict=True):
         _, _, inner = scan.on_grid_of(scan.truth)
-        first = row is axes[0]
         _show(row[0], scan.truth[inner], scan.truth[inner], TRUTH if first else "", label(scan, amount))
         for one, method in zip(row[1:], methods, strict=True):
             image = results.images[scan.case.name, amount].get(method)
@@ -228,9 +227,8 @@ def repetition(results: Results, folder: Path) -> None:
     models = _pictured(models)
     lines = [(scan, amount) for scan in scans for amount in scan.case.doses if amount <= 1e3]
     figure, axes = _grid(len(lines), 1 + 2 * len(models))
-    for row, (scan, amount) in zip(axes, lines, strict=True):
+    for first, row, (scan, amount) in zip([True, *[False] * (len(lines) - 1)], axes, lines, strict=True):
         truth, _, inner = scan.on_grid_of(scan.truth)
-        first = row is axes[0]
         label = f"{scan.case.name.split()[0]}, {dose_name(amount)}"
         _show(row[0], truth[inner], truth[inner], TRUTH if first else "", label)
         images = results.images[scan.case.name, amount]
@@ -246,11 +244,10 @@ def dreaming(results: Results, folder: Path) -> None:
     amount, scans = 1e3, results.of("dreaming")
     methods = _pictured(results.methods(scan.case.name for scan in scans))
     figure, axes = _grid(len(scans), len(methods) + 1)
-    for row, scan in zip(axes, scans, strict=True):
+    for first, row, scan in zip([True, *[False] * (len(scans) - 1)], axes, scans, strict=True):
         truth = scan.at_positions(scan.truth)
         _, pixel, inner = scan.on_grid_of(truth)
         truth, height = truth[inner], atom_height(LIGHTEST.get(scan.case.name, "C"), scan)
-        first = row is axes[0]
         _show(row[0], truth, truth, TRUTH if first else "", scan.case.name)
         atoms = scan.places[:, :2] / pixel - inner[0].start
         shown = atoms[((atoms >= 0) & (atoms <= np.array(truth.shape) - 1)).all(1)]

@@ -159,11 +159,12 @@ def resolved_pairs(
     return distances, np.array(parted, bool)
 
 
-def closest_resolved(distances: NDArray, parted: NDArray, share: float = 0.9) -> float:
-    """Smallest distance so that of the pairs at least that far apart `share` are resolved; NaN if there is none."""
+def closest_resolved(distances: NDArray, parted: NDArray, share: float = 0.9, least: int = 5) -> float:
+    """Smallest distance so that of the pairs at least that far apart `share` are resolved; NaN if there is none, or if
+    fewer than `least` pairs are."""
     order = np.argsort(distances)[::-1]
     enough = np.cumsum(parted[order]) >= share * np.arange(1, len(order) + 1)
-    reached = np.flatnonzero(enough & parted[order])
+    reached = np.flatnonzero(enough & parted[order] & (np.arange(len(order)) >= least - 1))
     return float(distances[order][reached[-1]]) if len(reached) else float("nan")
 
 

@@ -58,7 +58,7 @@ Figure 4: what lies beyond 2 alpha, the limit of the bright field, and agrees wi
 Fourier ring correlation (FRC) stays above 0.5; the correlation of all that lies between 2 alpha and the scan's Nyquist
 frequency; the power of the part along the truth over the truth's; and the distance from which on nine of ten
 neighbouring columns are parted by a dip of a tenth. SSB and DPC end at the scan's Nyquist frequency, the others at
-that of the image's pixels.
+2.67 alpha, where the truth ends.
 """
 _STEP = """
 Figure 6: MgO at larger and larger steps, compared at the scan positions. From 0.4 A on the positions sample the object
@@ -146,7 +146,10 @@ class Results:
 
 def dose_name(dose: float) -> str:
     """How a dose is written in tables."""
-    return "no noise" if dose == NOISE_FREE else f"{dose:g}"
+    if dose == NOISE_FREE:
+        return "no noise"
+    power = round(np.log10(dose))
+    return f"1e{power}" if dose == 10.0**power else f"{dose:g}"
 
 
 def shown(value: float, digits: int = 3) -> str:
@@ -237,12 +240,13 @@ def super_resolution(results: Results) -> str:
                 if method.endswith(SUMMED):
                     continue
                 truth, pixel, inner = scan.on_grid_of(image)
-                frc = fourier_ring_correlation(image[inner], truth[inner], pixel)
+                frequencies, frc = fourier_ring_correlation(image[inner], truth[inner], pixel)
+                within = frequencies <= BAND * k0
                 beyond = power_beyond(image[inner], truth[inner], pixel, 2 * k0, high)
                 origin = inner[0].start * pixel
                 pairs = resolved_pairs(image[inner], places - origin, pixel, LONGEST_PAIR)
                 found = {
-                    "FRC above 0.5 up to [1/A]": resolved_frequency(*frc),
+                    "FRC above 0.5 up to [1/A]": resolved_frequency(frequencies[within], frc[within]),
                     "correlation beyond 2 alpha": beyond["correlation"],
                     "power beyond 2 alpha": beyond["power"],
                     "closest pair resolved [A]": closest_resolved(*pairs),
@@ -313,7 +317,7 @@ def perovskite_columns(image: NDArray, pixel: float, scan: SimulatedScan) -> dic
     Returns
     -------
     dict
-        By `A`, `B-O` and `O`. O is visible where it is positive.
+        By `A`, `B-O` and `O`. O is visible where it is positive. NaN in scans too small to hold them.
     """
     places, elements = column_places(scan)
     heaviest = max(max(one) for one in elements)
@@ -323,6 +327,8 @@ def perovskite_columns(image: NDArray, pixel: float, scan: SimulatedScan) -> dic
         "O": [one == (8,) for one in elements],
     }
     cations, oxygens = places[kinds["A"]], places[kinds["O"]]
+    if not len(cations) or not len(oxygens):
+        return dict.fromkeys(kinds, float("nan"))
     distance = np.linalg.norm(cations[:, None] - oxygens, axis=-1)
     pairs = np.argwhere(distance < 1.2 * distance.min())
     between = sampled(image, (cations[pairs[:, 0]] + oxygens[pairs[:, 1]]) / 2, pixel).mean()
@@ -351,6 +357,11 @@ def wedge_figures(image: NDArray, pixel: float, scan: SimulatedScan, truth: NDAr
     }
 
 
+def _answer(value: float) -> str:
+    """Yes, no, or nothing."""
+    return "" if np.isnan(value) else "yes" if value else "no"
+
+
 def thickness(results: Results) -> str:
     """Figures 8 and 9."""
     columns, wedges = [], []
@@ -365,17 +376,22 @@ def thickness(results: Results) -> str:
                 truth, pixel, _ = scan.on_grid_of(image)
                 if "wedge" in name:
                     found = wedge_figures(image, pixel, scan, truth)
+                    if method == TRUTH and amount != NOISE_FREE:
+                        continue
                     wedges.append([dose_name(amount), method, *(shown(value, 2) for value in found.values())])
                 else:
                     phases = perovskite_columns(image, pixel, scan)
                     order = sorted(phases, key=lambda kind: -phases[kind])
                     true_order = true_order or order
                     found = {f"{kind} column [rad]": value for kind, value in phases.items()}
-                    found |= {"O visible": float(phases["O"] > 0), "right order": float(order == true_order)}
-                    yes = ["yes" if found[what] else "no" for what in ("O visible", "right order")]
+                    missing = np.isnan(phases["O"])
+                    found |= {"O visible": np.nan if missing else float(phases["O"] > 0)}
+                    found |= {"right order": np.nan if missing else float(order == true_order)}
+                    yes = [_answer(found[what]) for what in ("O visible", "right order")]
                     values = [shown(value, 2) for value in phases.values()]
                     xc = shown(results.value(name, amount, method, "xc"))
-                    columns.append([name, dose_name(amount), method, *values, *yes, xc])
+                    if method != TRUTH or amount == NOISE_FREE:
+                        columns.append([name, dose_name(amount), method, *values, *yes, xc])
                 results.note(name, amount, method, found)
     column_header = ["specimen", "dose [e/A^2]", "method", "Sr", "Ti-O", "O", "O visible", "right order", "xc"]
     wedge_header = ["dose [e/A^2]", "method", "slope of the profile", "rms error [rad]", "highest phase [rad]"]
