@@ -31,7 +31,7 @@ def figures(table: Path) -> dict[str, Any]:
     correlations: dict[str, dict[str, float]] = {}
     with open(table, newline="") as file:
         for row in csv.DictReader(file):
-            if row.get("method") == METHOD:
+            if row.get("method") == METHOD and row.get("xc"):
                 dose = float(row["dose"])
                 shown = "no noise" if math.isinf(dose) else f"{dose:g} electrons / A^2"
                 correlations.setdefault(row["specimen"], {})[shown] = round(float(row["xc"]), 3)

@@ -2,8 +2,8 @@
 
     python -m training.gallery SCANS_FOLDER docs
 
-SCANS_FOLDER holds the benchmark's simulated scans (`python -m training.benchmark SCANS_FOLDER`). "Raw" takes the
-detector as ideal, its middle as the optical axis, everything else as it comes; "corrected" goes through
+SCANS_FOLDER holds the benchmark's simulated scans, `python -m training.benchmark SCANS_FOLDER --only dose`. "Raw"
+takes the detector as ideal, its middle as the optical axis, everything else as it comes; "corrected" goes through
 `datacube.airpi_reconstruct` with voltage, semi-angle and scan step, and what no data can tell: the ellipse, the gain,
 the background and the beam stop's mask. The last lines put all of the benchmark's specimens on an off-centre, rotated,
 flipped 256 x 256 detector with hot pixels.
@@ -23,10 +23,10 @@ from airpi_py4d.calibration import calibrate
 from airpi_py4d.demo import _import_py4dstem
 from airpi_py4d.engine import reconstruct
 from airpi_py4d.model import Model
-from training.benchmark import MARGIN, reference_scan
+from training.benchmark.cases import MARGIN, selected
+from training.benchmark.scans import reference_scan
 from training.detectors import Detector
 from training.reference import ReferenceScan, cross_correlation
-from training.specimens import BENCHMARK
 
 SPECIMEN = "SrTiO3 [001] 8 A"
 DOSE = 1e5  # [electrons / A^2]
@@ -153,7 +153,7 @@ def main() -> None:
     figure.tight_layout()
     figure.savefig(arguments.docs / "gallery.png", dpi=90)
     lines += ["", EVERYTHING_TEXT, "", "| specimen | clean | everything | difference |", "| --- | --- | --- | --- |"]
-    for name in BENCHMARK:
+    for name in (case.name for case in selected(("dose",))):
         scan = reference_scan(name, arguments.positions, arguments.scans)
         clean, all_of_it = (
             score(corrected_phase(detector.record(scan, DOSE, SEED), detector, scan), detector, scan)

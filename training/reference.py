@@ -59,6 +59,75 @@ def _waves_at(k: tuple[NDArray, NDArray], rows: NDArray, columns: NDArray) -> tu
     return np.exp(2j * np.pi * np.outer(rows, k[0])), np.exp(2j * np.pi * np.outer(k[1], columns))
 
 
+def scan_positions(
+    atoms: Atoms, scan_step: float, scan_shape: tuple[int, int], oversample: int = 1
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rows and columns [A] of a scan in the middle of the cell, or of its image with `oversample` pixels a step."""
+    lengths = [(n - 1) * scan_step for n in scan_shape]
+    start = [(side - length) / 2 for side, length in zip(np.diag(atoms.cell), lengths, strict=False)]
+    count = [(n - 1) * oversample + 1 for n in scan_shape]
+    rows, columns = (first + scan_step / oversample * np.arange(n) for first, n in zip(start, count, strict=True))
+    return rows, columns
+
+
+def _potentials(
+    atoms: Atoms, k0: float, phonon_configurations: int, phonon_deviation: float, slices: int, seed: int
+) -> list[abtem.PotentialArray]:
+    """Built potentials, one a phonon configuration: abTEM 1.0.9 gives wrong waves for a built ensemble of them."""
+    side = np.diag(atoms.cell)
+    # abTEM keeps 2/3 of the grid's k range
+    gpts = [2 * next_fast_len(int(np.ceil(length * 1.5 * (BAND + 0.1) * k0))) for length in side[:2]]
+    phonons = abtem.FrozenPhonons(atoms, phonon_configurations, phonon_deviation, seed=seed)
+    return [
+        abtem.Potential(
+            configuration,
+            gpts=gpts,
+            slice_thickness=side[2] / slices,
+            projection="infinite",
+            parametrization="lobato",
+        ).build(lazy=False)
+        for configuration in ([atoms] if phonon_deviation == 0 else phonons)
+    ]
+
+
+def _projected_phase(
+    potentials: list[abtem.PotentialArray], energy: float, k0: float, rows: NDArray, columns: NDArray
+) -> NDArray[np.float64]:
+    """sigma v_z [rad] at rows and columns [A], mean over the potentials, up to BAND k0."""
+    gpts, sampling = potentials[0].gpts, potentials[0].sampling
+    frequencies = [np.fft.fftfreq(n, pixel) for n, pixel in zip(gpts, sampling, strict=True)]
+    kept = [np.abs(k) <= BAND * k0 for k in frequencies]
+    k = (frequencies[0][kept[0]], frequencies[1][kept[1]])
+    within = (k[0][:, None] ** 2 + k[1][None] ** 2) <= (BAND * k0) ** 2
+    projected = np.mean([potential.array.sum(0, dtype=np.float64) for potential in potentials], axis=0)
+    coefficients = np.fft.fft2(projected)[np.ix_(*kept)] * within / np.prod(gpts)
+    left, right = _waves_at(k, rows, columns)
+    return optics.interaction_parameter(energy) * (left @ coefficients @ right).real
+
+
+def projected_phase(
+    atoms: Atoms,
+    energy: float,
+    semiangle: float,
+    rows: NDArray,
+    columns: NDArray,
+    *,
+    phonon_configurations: int = 4,
+    phonon_deviation: float = 0.08,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Ground truth of `simulate_reference` at any rows and columns [A] of the cell: the same phonons for the same seed.
+
+    Returns
+    -------
+    ndarray, shape (rows, columns)
+        sigma v_z [rad], mean over the phonon configurations, up to BAND k0.
+    """
+    k0 = optics.aperture_radius(energy, semiangle)
+    potentials = _potentials(atoms, k0, phonon_configurations, phonon_deviation, 1, seed)
+    return _projected_phase(potentials, energy, k0, rows, columns)
+
+
 def simulate_reference(
     atoms: Atoms,
     energy: float,
@@ -78,7 +147,7 @@ def simulate_reference(
     Parameters
     ----------
     atoms : Atoms
-        Its orthogonal cell is the supercell, its side at least the scanned length plus the probe's tails.
+        Its orthogonal cell is the supercell: as long as the scan and the probe's tails, or a period of the specimen.
     energy, semiangle : float
         [eV], [mrad]
     scan_step : float
@@ -95,34 +164,16 @@ def simulate_reference(
     """
     k0 = optics.aperture_radius(energy, semiangle)
     side = np.diag(atoms.cell)
-    # abTEM keeps 2/3 of the grid's k range
-    gpts = [2 * next_fast_len(int(np.ceil(length * 1.5 * (BAND + 0.1) * k0))) for length in side[:2]]
     slices = max(1, round(side[2] / slice_thickness))
-    # one potential a configuration: abTEM 1.0.9 gives wrong waves for a built ensemble of potentials
-    phonons = abtem.FrozenPhonons(atoms, phonon_configurations, phonon_deviation, seed=seed)
-    potentials = [
-        abtem.Potential(
-            configuration,
-            gpts=gpts,
-            slice_thickness=side[2] / slices,
-            projection="infinite",
-            parametrization="lobato",
-        ).build(lazy=False)
-        for configuration in ([atoms] if phonon_deviation == 0 else phonons)
-    ]
+    potentials = _potentials(atoms, k0, phonon_configurations, phonon_deviation, slices, seed)
+    gpts = potentials[0].gpts
     probe = abtem.Probe(energy=energy, semiangle_cutoff=semiangle, defocus=defocus, Cs=spherical_aberration)
     probe.grid.match(potentials[0])
     frequencies = [np.fft.fftfreq(n, length / n) for n, length in zip(gpts, side[:2], strict=True)]
     kept = [np.abs(k) <= BAND * k0 for k in frequencies]
     k = (frequencies[0][kept[0]], frequencies[1][kept[1]])
-    within = (k[0][:, None] ** 2 + k[1][None] ** 2) <= (BAND * k0) ** 2
-
-    projected = np.mean([potential.array.sum(0, dtype=np.float64) for potential in potentials], axis=0)
-    coefficients = np.fft.fft2(projected)[np.ix_(*kept)] * within / np.prod(gpts)
-    start = [(length - (n - 1) * scan_step) / 2 for length, n in zip(side[:2], scan_shape, strict=True)]
-    rows, columns = (first + scan_step * np.arange(n) for first, n in zip(start, scan_shape, strict=True))
-    left, right = _waves_at(k, rows, columns)
-    phase = optics.interaction_parameter(energy) * (left @ coefficients @ right).real
+    rows, columns = scan_positions(atoms, scan_step, scan_shape)
+    phase = _projected_phase(potentials, energy, k0, rows, columns)
 
     depth = atoms.positions[:, 2]
     middle = (depth.min() + depth.max() - side[2] / slices) / 2

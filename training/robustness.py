@@ -2,8 +2,8 @@
 
     python -m training.robustness SCANS_FOLDER docs
 
-SCANS_FOLDER holds the benchmark's simulated scans (`python -m training.benchmark SCANS_FOLDER`). One value is told
-wrong at a time, everything else is right. Writes robustness.csv and robustness.png.
+SCANS_FOLDER holds the benchmark's simulated scans, `python -m training.benchmark SCANS_FOLDER --only dose`. One
+value is told wrong at a time, everything else is right. Writes robustness.csv and robustness.png.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import numpy as np
 from airpi_py4d.acquisition import Acquisition
 from airpi_py4d.engine import reconstruct
 from airpi_py4d.model import Model
-from training.benchmark import MARGIN, reference_scan
+from training.benchmark.cases import MARGIN
+from training.benchmark.scans import reference_scan
 from training.reference import ReferenceScan, cross_correlation
 from training.simulation import BRIGHT_FIELD_RADIUS
 

@@ -1,15 +1,15 @@
-"""Named specimens for tests, benchmarks and the choice of models.
+"""Specimens for tests, benchmarks and the choice of models; `training.benchmark.cases` says which are reported.
 
-None of the compositions of BENCHMARK is ever trained on (`training.structures.RESERVED_COMPOSITIONS`).
+Those that take a `side` [A] fill a box of that side around the scan; the others are one period of a crystal, and a scan
+over them may be longer than their cell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from ase import Atoms
-from ase.build import graphene, mx2
+from ase.build import bulk, graphene, make_supercell, mx2
+from ase.geometry import get_distances
 from ase.spacegroup import crystal
 
 from training.structures import cut_slab, rotation_to_z
@@ -55,11 +55,15 @@ def ws2_with_vacancies(side: float) -> Atoms:
     return sheet[np.random.default_rng(5).uniform(size=len(sheet)) > 0.06]
 
 
+def perovskite(elements: str, a: float) -> Atoms:
+    """Unit cell of a cubic perovskite such as SrTiO3, of lattice parameter `a` [A]; `elements` like "Sr Ti O"."""
+    sites = [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0)]
+    return crystal(elements.split(), sites, spacegroup=221, cellpar=[a] * 3 + [90] * 3)
+
+
 def strontium_titanate(side: float) -> Atoms:
     """SrTiO3 [001], two unit cells thick, rotated by 14 degrees."""
-    sites = [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0)]
-    cell = crystal(("Sr", "Ti", "O"), sites, spacegroup=221, cellpar=[3.905] * 3 + [90] * 3)
-    return _slab(cell, (0, 0, 1), 14.0, 7.81, side)
+    return _slab(perovskite("Sr Ti O", 3.905), (0, 0, 1), 14.0, 7.81, side)
 
 
 def gallium_arsenide(side: float) -> Atoms:
@@ -92,17 +96,116 @@ def rutile(side: float) -> Atoms:
     return _slab(cell, (0, 0, 1), 20.0, 8.9, side)
 
 
-#: Name: (atoms in a box of a given side [A], energy [eV], semi-angle [mrad], scan step [A])
-BENCHMARK: dict[str, tuple[Callable[[float], Atoms], float, float, float]] = {
-    "MoS2 twisted bilayer": (twisted_mos2, 300e3, 20.0, 0.1),
-    "SrTiO3 [001] 8 A": (strontium_titanate, 300e3, 20.0, 0.185),
-    "WS2 with vacancies": (ws2_with_vacancies, 60e3, 30.0, 0.3),
-    "GaAs [110] 12 A": (gallium_arsenide, 200e3, 22.0, 0.25),
-    "graphene twisted bilayer": (twisted_graphene, 200e3, 25.0, 0.2),
-}
+def turned_period(cell: Atoms, turn: tuple[int, int], layers: int) -> Atoms:
+    """A tetragonal crystal along [001], `layers` unit cells thick, turned in a box that repeats it without a seam.
 
-#: To choose between models with: like BENCHMARK, and never reported.
-VALIDATION: dict[str, tuple[Callable[[float], Atoms], float, float, float]] = {
-    "BN twisted bilayer": (twisted_boron_nitride, 80e3, 26.0, 0.25),
-    "TiO2 [001] 9 A": (rutile, 200e3, 21.0, 0.2),
-}
+    The box is square, its side sqrt(n^2 + m^2) a for `turn` (n, m), and the crystal is turned by arctan(m / n) in it.
+    """
+    n, m = turn
+    period = make_supercell(cell, [[n, m, 0], [-m, n, 0], [0, 0, layers]])
+    period.rotate(-np.degrees(np.arctan2(m, n)), "z", rotate_cell=True)
+    side, thickness = np.hypot(n, m) * cell.cell[0, 0], layers * cell.cell[2, 2]
+    planes = cell.cell[2, 2] * np.unique(cell.get_scaled_positions()[:, 2].round(6))
+    period.positions[:, 2] += (cell.cell[2, 2] - planes.max()) / 2
+    period.set_cell([side, side, thickness])
+    period.wrap()
+    return period
+
+
+def magnesium_oxide() -> Atoms:
+    """MgO [001], two unit cells (8.4 A) thick, turned by 21.8 degrees; one period of 22.7 A."""
+    return turned_period(bulk("MgO", "rocksalt", a=4.212, cubic=True), (5, 2), 2)
+
+
+def strontium_titanate_period(layers: int) -> Atoms:
+    """SrTiO3 [001], `layers` unit cells of 3.905 A thick, turned by 14 degrees; one period of 16.1 A."""
+    return turned_period(perovskite("Sr Ti O", 3.905), (4, 1), layers)
+
+
+def metal_wedge(symbol: str, a: float, turn: tuple[int, int], layers: int) -> Atoms:
+    """A fcc metal [001] turned in its period, its exit face a slope along the columns of the scan, vacuum before it.
+
+    From a quarter of the box on, the thickness grows linearly to `layers` unit cells at 0.9 of the box.
+    """
+    slab = turned_period(bulk(symbol, "fcc", a=a, cubic=True), turn, layers)
+    _, side, thickness = slab.cell.lengths()
+    slope = np.clip((slab.positions[:, 1] / side - 0.25) / 0.65, 0, 1)
+    return slab[slab.positions[:, 2] < slope * thickness]
+
+
+def gold_wedge() -> Atoms:
+    """Au [001] of 0 to 41 A with vacuum beside it, turned by 9.5 degrees; one period of 24.8 A."""
+    return metal_wedge("Au", 4.078, (6, 1), 10)
+
+
+def platinum_wedge() -> Atoms:
+    """Pt [001] of 0 to 31 A with vacuum beside it, turned by 11.3 degrees; one period of 20 A."""
+    return metal_wedge("Pt", 3.924, (5, 1), 8)
+
+
+#: From one single atom to the next [A].
+ATOM_SPACING = 5.0
+
+
+def atoms_apart(symbols: str) -> Atoms:
+    """Nine single atoms in a square of 3 x 3, ATOM_SPACING apart: one period of 15 A, 2 A thick."""
+    places = (np.arange(3) + 0.5) * ATOM_SPACING
+    positions = [(row, column, 1.0) for row in places for column in places]
+    side = 3 * ATOM_SPACING
+    return Atoms(symbols.split(), positions=positions, cell=[side, side, 2.0], pbc=True)
+
+
+def amorphous_carbon() -> Atoms:
+    """A film of 2 g / cm^3 and 4 A, no two atoms closer than 1.35 A (seed 6); one period of 22 A."""
+    rng, box = np.random.default_rng(6), np.array([22.0, 22.0, 4.0])
+    places = np.empty((0, 3))
+    cell = np.diag([*box[:2], 10 * box[2]])
+    while len(places) < round(0.1 * box.prod()):
+        one = rng.uniform(size=(1, 3)) * box
+        if not len(places) or get_distances(one, places, cell=cell, pbc=True)[1].min() > 1.35:
+            places = np.vstack([places, one])
+    return Atoms(f"C{len(places)}", positions=places, cell=box, pbc=True)
+
+
+def graphene_with_vacancies(side: float) -> Atoms:
+    """Monolayer of graphene, 6 % of its atoms missing (seed 7)."""
+    sheet = _sheet(graphene(vacuum=1.0), 9.0, side, 0.2)
+    sheet.positions[:, 2] += 0.9
+    sheet.set_cell([side, side, 2.0])
+    return sheet[np.random.default_rng(7).uniform(size=len(sheet)) > 0.06]
+
+
+def vacuum(side: float) -> Atoms:
+    """No atoms."""
+    return Atoms(cell=[side, side, 2.0], pbc=True)
+
+
+def beryllium_oxide(side: float) -> Atoms:
+    """Monolayer of BeO, 8 % of its atoms missing (seed 8)."""
+    layer = Atoms(
+        "BeO", scaled_positions=[(0, 0, 0.5), (1 / 3, 2 / 3, 0.5)], cell=[2.68, 2.68, 2.0, 90, 90, 120], pbc=True
+    )
+    sheet = _sheet(layer, 17.0, side, 0.2)
+    sheet.positions[:, 2] += 0.9
+    sheet.set_cell([side, side, 2.0])
+    return sheet[np.random.default_rng(8).uniform(size=len(sheet)) > 0.08]
+
+
+def lead_telluride() -> Atoms:
+    """PbTe [001], two unit cells (12.9 A) thick, turned by 18.4 degrees; one period of 20.4 A."""
+    return turned_period(bulk("PbTe", "rocksalt", a=6.462, cubic=True), (3, 1), 2)
+
+
+def sodium_chloride() -> Atoms:
+    """NaCl [001], two unit cells (11.3 A) thick, turned by 14 degrees; one period of 23.3 A."""
+    return turned_period(bulk("NaCl", "rocksalt", a=5.64, cubic=True), (4, 1), 2)
+
+
+def barium_titanate() -> Atoms:
+    """BaTiO3 [001], ten unit cells (40 A) thick, turned by 11.3 degrees; one period of 20.4 A."""
+    return turned_period(perovskite("Ba Ti O", 4.01), (5, 1), 10)
+
+
+def silicon(side: float) -> Atoms:
+    """Si [110], 23 A thick, rotated by 27 degrees."""
+    return _slab(bulk("Si", "diamond", a=5.431, cubic=True), (1, 1, 0), 27.0, 23.0, side)
