@@ -161,11 +161,13 @@ def metadata(name: str, version: str, config: dict, data: Path, parameters: NDAr
     """What `export.two_parts.join` writes into the file beside the contract."""
     description = json.loads((data / "config.json").read_text())
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    limits = domain(parameters)
+    electrons = [dose * step**2 for dose, step in zip(SCAN_DOSE_RANGE, limits["relative_scan_step"], strict=True)]
     return {
         "name": name,
         "version": version,
         "normalisation": "inside the graph: counts over the electrons of the pattern, to the powers 1/4 and 1/2",
-        "domain": domain(parameters) | {"electrons_per_pattern": SCAN_DOSE_RANGE},
+        "domain": limits | {"electrons_per_pattern": electrons},
         "training": {
             "scans": len(parameters),
             "data_configuration": description,

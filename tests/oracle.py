@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+#: Of the shipped models, that which gives object patches of 3x3 kernels.
+KERNEL_MODEL = "airpi-2"
 METADATA = {
     "airpi_schema": "1",
     "name": "oracle",

@@ -13,14 +13,13 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from oracle import write_oracle
+from oracle import KERNEL_MODEL, write_oracle
 
 from airpi_py4d import models
-from airpi_py4d.model import DEFAULT_MODEL
 from export import self_contained
 
 ROOT = Path(self_contained.__file__).parents[1]
-KERAS = ROOT / "training" / "weights" / f"{DEFAULT_MODEL}.keras"
+KERAS = ROOT / "training" / "weights" / f"{KERNEL_MODEL}.keras"
 
 
 def run(*command, folder):
@@ -43,7 +42,7 @@ def bioimageio_test(package, folder):
 def package(tmp_path_factory):
     folder = tmp_path_factory.mktemp("package")
     output = folder / "package.zip"
-    model = models.find(DEFAULT_MODEL)
+    model = models.find(KERNEL_MODEL)
     done = run("-m", "export.bioimageio", str(model), str(output), f"--keras={KERAS}", folder=folder)
     assert done.returncode == 0, done.stderr
     return output
@@ -114,7 +113,7 @@ class TestPackage:
     def test_readme(self, content):
         text = content["README.md"].decode()
         assert "## Validation" in text
-        assert models.find(DEFAULT_MODEL).with_suffix(".md").read_text() in text
+        assert models.find(KERNEL_MODEL).with_suffix(".md").read_text() in text
         assert "k_pixel [1/A]" in text
         assert "/tmp" not in text
 

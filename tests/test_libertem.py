@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from oracle import numbered_patterns, write_oracle
+from oracle import KERNEL_MODEL, numbered_patterns, write_oracle
 from two_part_models import write_two_parts
 
 from airpi_py4d import Acquisition, optics, reconstruct
@@ -135,8 +135,10 @@ class TestPartitionings:
         assert udf.reconstruction().provenance["scan_shape"] == [3, 4]
         assert_same(context.run_udf(dataset=dataset(context, counts(), 5), udf=udf), udf, expected)
 
-    def test_model_by_path(self, context, expected, monkeypatch, tmp_path):
+    def test_model_by_path(self, context, monkeypatch, tmp_path):
         import airpi_py4d
+
+        expected = reconstruct(counts(), acquisition(), model=KERNEL_MODEL, device="cpu")
 
         monkeypatch.chdir(airpi_py4d.__path__[0])
         udf = AirpiUDF(acquisition(), "models/airpi-2.onnx", device="cpu")
@@ -370,10 +372,10 @@ class TestWarnings:
 
 
 class TestLive:
-    def test_image_grows(self, context, model):
+    def test_image_grows(self, context):
         """An image row is final, but for the offsets, when the partitions of all positions that reach it are there."""
-        expected = reconstruct(counts(), acquisition(), model=model).object
-        udf = AirpiUDF(acquisition(), device="cpu")
+        expected = reconstruct(counts(), acquisition(), model=KERNEL_MODEL, device="cpu").object
+        udf = AirpiUDF(acquisition(), KERNEL_MODEL, device="cpu")
         grown = []
         for part in context.run_udf_iter(dataset=dataset(context, counts(), 3), udf=udf):
             image = part.buffers[0]["object"].masked_data
@@ -389,7 +391,7 @@ class TestLive:
         assert grown[0][0] < grown[0][1] < len(expected)
 
     def test_stopped(self, context):
-        udf = AirpiUDF(acquisition(), device="cpu")
+        udf = AirpiUDF(acquisition(), KERNEL_MODEL, device="cpu")
         parts = context.run_udf_iter(dataset=dataset(context, counts(), 3), udf=udf)
         phase = next(parts).buffers[0]["phase"].masked_data
         parts.close()
@@ -483,7 +485,7 @@ def test_carried_patterns(context, monkeypatch):
 
     monkeypatch.setattr(libertem._Scan, "merge", merge)
     data = dataset(context, counts((24, 3, 32, 32)), 3)
-    context.run_udf(dataset=data, udf=AirpiUDF(acquisition(), device="cpu"))
+    context.run_udf(dataset=data, udf=AirpiUDF(acquisition(), KERNEL_MODEL, device="cpu"))
     assert [part.rows for part in carried] == [[6, 7], [8, 9, 14, 15], [16, 17]]
     assert not any(part.fragments for part in carried)
 

@@ -7,17 +7,19 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from oracle import METADATA, write_oracle
+from oracle import KERNEL_MODEL, METADATA, write_oracle
 
 from airpi_py4d import Acquisition, models, reconstruct
-from airpi_py4d import model as module
+from airpi_py4d.demo import demo_path
 from airpi_py4d.model import Model
 
+STITCHED_MODEL = "airpi-3-fast"
 CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 GPU = ["TensorrtExecutionProvider", *CUDA]
 INPUTS = {
@@ -221,21 +223,22 @@ class TestThreads:
             return session(content, options, providers=providers)
 
         monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
-        Model(None, "cpu")
-        Model(None, "cpu", threads=1)
-        assert asked == [(0, "0"), (1, "0")]
+        Model(KERNEL_MODEL, "cpu")
+        Model(KERNEL_MODEL, "cpu", threads=1)
+        Model(STITCHED_MODEL, "cpu", threads=1)  # an encoder and an image network
+        assert asked == [(0, "0"), (1, "0"), (1, "0"), (1, "0")]
 
 
 class TestShipped:
     @pytest.fixture(scope="class")
     @staticmethod
     def file():
-        return models.find(module.DEFAULT_MODEL)
+        return models.find(KERNEL_MODEL)
 
     @pytest.fixture(scope="class")
     @staticmethod
     def model(file):
-        return Model(device="cpu")
+        return Model(KERNEL_MODEL, "cpu")
 
     @pytest.fixture(scope="class")
     @staticmethod
@@ -243,7 +246,7 @@ class TestShipped:
         return onnx.load(file)
 
     def test_names(self, model, file):
-        for named in (module.DEFAULT_MODEL, file, str(file)):
+        for named in (KERNEL_MODEL, file, str(file)):
             assert Model(named, "cpu").sha256 == model.sha256
 
     def test_sha256(self, model, file):
@@ -294,3 +297,42 @@ class TestShipped:
         assert patches.dtype == np.complex64
         for part in (slice(0, 1), slice(128, 130)):
             np.testing.assert_allclose(model(patterns[part], geometry[part]), patches[part], atol=1e-5)
+
+
+class TestShippedStitched:
+    """The model that stitches features."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def model():
+        return Model(STITCHED_MODEL, "cpu")
+
+    def test_contract(self, model):
+        assert model.contract.name == STITCHED_MODEL
+        assert model.contract.kernel_side == 1
+        assert model.contract.features > 0
+        assert all(low < high for low, high in model.contract.domain.values())
+        described = models.describe(STITCHED_MODEL).metadata
+        assert described["label"] == "projected phase"
+        assert described["license"] == "GPL-3.0-or-later"
+        assert models.find(STITCHED_MODEL).with_suffix(".md").read_text().startswith(f"# {STITCHED_MODEL}\n")
+
+    def test_patterns_do_not_see_each_other(self, model):
+        rng = np.random.default_rng(0)
+        patterns = rng.poisson(0.5, (40, 64, 64)).astype(np.float32)
+        geometry = rng.uniform(0.1, 0.5, (40, 3)).astype(np.float32)
+        features = model(patterns, geometry)
+        for part in (slice(0, 1), slice(37, 40)):
+            np.testing.assert_allclose(model(patterns[part], geometry[part]), features[part], atol=1e-4)
+
+    def test_finds_the_atoms_of_the_demo(self, model):
+        """xc with the truth on the simulated WS2 scan, which it never saw."""
+        with h5py.File(demo_path()) as file:
+            counts = file["datacube_root/datacube/data"][()]
+            truth = file["datacube_root/datacube/phase_truth/data"][()]
+        acquisition = Acquisition(80e3, 25.0, 0.25, (0.05, 0.05), center=(31, 31))
+        image = reconstruct(counts, acquisition, model=model)
+        down, right = image.provenance["oversample"]
+        inner = np.s_[5:-5, 5:-5]
+        found = image.phase[::down, ::right][inner].ravel()
+        assert np.corrcoef(found, truth[inner].ravel())[0, 1] > 0.9

@@ -5,17 +5,18 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
+from oracle import KERNEL_MODEL
 
 from airpi_py4d import models
-from airpi_py4d.model import DEFAULT_MODEL, Model
+from airpi_py4d.model import Model
 from export import parity, self_contained
 
-KERAS = self_contained.Path(self_contained.__file__).parents[1] / "training" / "weights" / f"{DEFAULT_MODEL}.keras"
+KERAS = self_contained.Path(self_contained.__file__).parents[1] / "training" / "weights" / f"{KERNEL_MODEL}.keras"
 
 
 @pytest.fixture(scope="module")
 def shipped():
-    return onnx.load(models.find(DEFAULT_MODEL))
+    return onnx.load(models.find(KERNEL_MODEL))
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +75,10 @@ def test_reduced_files_run_in_the_engine(kind, shipped, inputs, tmp_path):
     graph = kind(shipped)
     assert {node.domain for node in graph.graph.node} == {""}
     onnx.save(graph, path)
-    assert path.stat().st_size < 0.6 * models.find(DEFAULT_MODEL).stat().st_size
+    assert path.stat().st_size < 0.6 * models.find(KERNEL_MODEL).stat().st_size
     model = Model(path, "cpu")
-    assert model.contract.name == f"{DEFAULT_MODEL}-{kind.__name__}"
-    assert model.contract.domain == Model(None, "cpu").contract.domain
+    assert model.contract.name == f"{KERNEL_MODEL}-{kind.__name__}"
+    assert model.contract.domain == Model(KERNEL_MODEL, "cpu").contract.domain
     assert np.isfinite(model(inputs["patterns"], inputs["geometry"])).all()
 
 

@@ -15,12 +15,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
-from oracle import METADATA, write_oracle
+from oracle import KERNEL_MODEL, METADATA, write_oracle
 from scipy.special import j1
 
 from airpi_py4d import Acquisition, models, optics, reconstruct
 from airpi_py4d.demo import demo_path
-from airpi_py4d.model import DEFAULT_MODEL, Model
+from airpi_py4d.model import Model
 from airpi_py4d.offsets import PatchOffsets
 from airpi_py4d.patterns import Resampling
 from airpi_py4d.plan import relative_geometry
@@ -34,7 +34,7 @@ DEMO = Acquisition(80e3, 25.0, 0.25, (0.05, 0.05), center=(31, 31))
 
 @pytest.fixture(scope="module")
 def shipped():
-    return models.find(DEFAULT_MODEL)
+    return models.find(KERNEL_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ class TestGraph:
     def test_described(self, path, shipped):
         text = " ".join(str(models.describe(path)).split())
         assert "k_pixel [1/A], 1: size of a detector pixel" in text
-        assert f"wraps {DEFAULT_MODEL}, version {models.describe(shipped).metadata['version']}" in text
+        assert f"wraps {KERNEL_MODEL}, version {models.describe(shipped).metadata['version']}" in text
         assert "weights [1], 16 x 16" in text
 
     def test_reference_implementation(self, graph, session, scan):
@@ -257,7 +257,7 @@ class TestExamples:
 
     @pytest.fixture
     def engine(self, scan):
-        return reconstruct(scan, DEMO, device="cpu").phase
+        return reconstruct(scan, DEMO, model=KERNEL_MODEL, device="cpu").phase
 
     @pytest.fixture
     def folder(self, tmp_path, scan):
@@ -298,7 +298,7 @@ class TestExamples:
         acquisition = Acquisition(80e3, 12.5, 0.7, (0.025, 0.025), center=(31, 31), defocus=25.0)
         given = ["--energy", "80e3", "--semiangle", "12.5", "--k_pixel", "0.025", "--scan_step", "0.7"]
         image = self.python(folder, path, *given, "--center", "31", "31", "--defocus", "25")
-        engine = reconstruct(np.load(folder / "scan.npy"), acquisition, device="cpu").phase
+        engine = reconstruct(np.load(folder / "scan.npy"), acquisition, model=KERNEL_MODEL, device="cpu").phase
         assert image.shape == engine.shape == (23, 27)
         assert np.corrcoef(image.ravel(), engine.ravel())[0, 1] > 0.999
 
