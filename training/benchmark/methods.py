@@ -104,7 +104,7 @@ def _binned(counts: NDArray[Any], acquisition: Acquisition) -> tuple[NDArray[np.
 
 
 def ptychography_phase(
-    counts: NDArray[Any], acquisition: Acquisition, oversample: int, iterations: int = ITERATIONS
+    counts: NDArray[Any], acquisition: Acquisition, oversample: int, iterations: int
 ) -> NDArray[np.float64]:
     """Phase by py4DSTEM's single-slice ptychography with the known probe: gradient descent, a positive potential.
 
@@ -202,7 +202,7 @@ def images(case: Case, dose: float, request: Request) -> dict[str, NDArray[Any]]
     made[DPC] = _kept(kept / f"dpc_{at}.npy", lambda: dpc_phase(counts, acquisition))
     if request.ptychography:
         file = kept / f"ptychography_{ITERATIONS}_{at}.npy"
-        made[PTYCHOGRAPHY] = _kept(file, lambda: ptychography_phase(counts, acquisition, s))
+        made[PTYCHOGRAPHY] = _kept(file, lambda: ptychography_phase(counts, acquisition, s, ITERATIONS))
     if dose == NOISE_FREE:
         made[MIDPLANE] = oracle_phase(reference.midplane_patches, acquisition, s)
         made[PUBLISHED] = oracle_phase(reference.exit_patches, acquisition, s)
