@@ -191,6 +191,10 @@ def test_one_case_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.np[yz]")} == before
 
 
+def test_processes_keep_the_order():
+    assert list(scans.in_processes(abs, [-3, 1, -2], 2)) == [3, 1, 2]
+
+
 def test_unknown_part(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--only", "dose,colour"])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from airpi_py4d.model import Model
 from training.benchmark import parts
-from training.benchmark.cases import NOISE_FREE, PARTS, POSITIONS, SEED, VALIDATION, Case, selected
+from training.benchmark.cases import PARTS, POSITIONS, SEED, VALIDATION, Case, selected
 from training.benchmark.figures import FIGURES
 from training.benchmark.methods import ITERATIONS, Request, images, model_names
 from training.benchmark.parts import Results
@@ -27,9 +27,14 @@ _CONDITIONS = """
 abTEM's own multislice of the whole supercell (`training/reference.py`), four frozen-phonon configurations of 0.08 A,
 C_s 0.001 mm at Scherzer defocus, Poisson counts, seed {seed}; no noise means the expected counts at 1e7 electrons a
 pattern. The truth is the projected phase sigma v_z up to 2.67 alpha / lambda. xc is Pearson's correlation with it
-(eq. 14) at the scan positions without a margin of 5 (2 A for large steps). The crystals are not in the training set of
-this project's networks; single atoms of every element are. All methods got the same counts, calibration and
-aberrations. SSB and DPC (times 2 pi) are py4DSTEM's.{ptychography}
+(eq. 14) at the scan positions without a margin of 5 (2 A for large steps). {specimens} All methods got the same counts,
+calibration and aberrations. SSB and DPC (times 2 pi) are py4DSTEM's.{ptychography}
+"""
+_REPORTED = """
+The crystals are not in the training set of this project's networks; single atoms of every element are.
+"""
+_CHOICE = """
+These specimens are there to choose between models and not kept out of the training set.
 """
 _PTYCHOGRAPHY = """
  So is single-slice ptychography ({iterations} iterations, the true probe): the offline reference, which
@@ -37,18 +42,14 @@ needs all patterns at once.
 """
 
 
-def _made(task: tuple[Case, float], request: Request) -> dict:
-    return images(*task, request)
-
-
 def all_images(cases: tuple[Case, ...], request: Request, jobs: int) -> Results:
     """Simulate, and make every image of every case at every dose."""
     simulate_all(cases, request.positions, request.folder, jobs)
     tasks = [(case, dose) for case in cases for dose in case.doses]
     results = Results({case.name: load(case, case.scaled(request.positions), request.folder) for case in cases}, {})
-    for (case, dose), made in zip(tasks, in_processes(partial(_made, request=request), tasks, jobs), strict=True):
+    for (case, dose), made in zip(tasks, in_processes(partial(images, request=request), tasks, jobs), strict=True):
         results.images[case.name, dose] = made
-        print(f"{case.name}, {'no noise' if dose == NOISE_FREE else f'{dose:g}'}", flush=True)
+        print(f"{case.name}, {parts.dose_name(dose)}", flush=True)
     parts.measure(results)
     return results
 
@@ -62,15 +63,16 @@ def write_table(results: Results, path: Path) -> None:
         writer.writerows(rows)
 
 
-def heading(models: tuple[str | None, ...], command: str, ptychography: bool) -> str:
+def heading(request: Request, command: str, validation: bool) -> str:
     """What the report is of: models with their SHA-256, the command, the conditions."""
-    loaded = [Model(path, "cpu") for path in models]
+    loaded = [Model(path, "cpu") for path in request.models]
     named = [
         f"{name}: model {model.contract.name} {model.contract.version}, SHA-256 {model.sha256}"
-        for name, model in zip(model_names(models), loaded, strict=True)
+        for name, model in zip(model_names(request.models), loaded, strict=True)
     ]
-    offline = _PTYCHOGRAPHY.format(iterations=ITERATIONS) if ptychography else ""
-    conditions = parts.prose(_CONDITIONS.format(seed=SEED, ptychography=offline))
+    offline = _PTYCHOGRAPHY.format(iterations=ITERATIONS) if request.ptychography else ""
+    specimens = (_CHOICE if validation else _REPORTED).strip()
+    conditions = parts.prose(_CONDITIONS.format(seed=SEED, ptychography=offline, specimens=specimens))
     return f"Simulations only. {'; '.join(named)}.\n\n    {command}\n\n{conditions}"
 
 
@@ -108,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     request = Request(models, chosen.folder, chosen.positions, ptychography, chosen.untold, sums="repetition" in only)
     results = all_images(cases, request, chosen.jobs)
     command = " ".join(["python -m training.benchmark", *(Path(word).name for word in given)])
-    text = [f"# {'Validation' if chosen.validation else 'Benchmark'}", heading(models, command, ptychography)]
+    text = [f"# {'Validation' if chosen.validation else 'Benchmark'}", heading(request, command, chosen.validation)]
     if chosen.validation:
         text.append(parts.validation(results))
     else:

@@ -68,11 +68,15 @@ def _model(path: str | None) -> Model:
 
 @cache
 def model_names(paths: tuple[str | None, ...]) -> tuple[str, ...]:
-    """What the models are called in tables: AIRPI if there is one, else AIRPI with name and version."""
+    """What the models are called in tables: AIRPI if there is one, else with name, version and perhaps digest."""
     if len(paths) == 1:
         return ("AIRPI",)
-    contracts = [_model(path).contract for path in paths]
-    return tuple(f"AIRPI {contract.name} {contract.version}" for contract in contracts)
+    models = [_model(path) for path in paths]
+    names = [f"AIRPI {model.contract.name} {model.contract.version}" for model in models]
+    digests = [
+        f" ({model.sha256[:7]})" if names.count(name) > 1 else "" for name, model in zip(names, models, strict=True)
+    ]
+    return tuple(name + digest for name, digest in zip(names, digests, strict=True))
 
 
 def oracle_phase(patches: NDArray[np.complex64], acquisition: Acquisition, oversample: int = 1) -> NDArray[np.float64]:
@@ -104,7 +108,7 @@ def _binned(counts: NDArray[Any], acquisition: Acquisition) -> tuple[NDArray[np.
 
 
 def ptychography_phase(
-    counts: NDArray[Any], acquisition: Acquisition, oversample: int, iterations: int = ITERATIONS
+    counts: NDArray[Any], acquisition: Acquisition, oversample: int, iterations: int
 ) -> NDArray[np.float64]:
     """Phase by py4DSTEM's single-slice ptychography with the known probe: gradient descent, a positive potential.
 
@@ -181,8 +185,9 @@ def airpi_phase(
     return np.asarray(result.phase, dtype=np.float64)
 
 
-def images(case: Case, dose: float, request: Request) -> dict[str, NDArray[Any]]:
-    """Images of one case at one dose [electrons / A^2], by method; the oracle's are those without noise."""
+def images(task: tuple[Case, float], request: Request) -> dict[str, NDArray[Any]]:
+    """Images of one case at one dose [electrons / A^2], by method; the oracle's are made where there is no noise."""
+    case, dose = task
     shape = case.scaled(request.positions)
     scan = load(case, shape, request.folder)
     reference, s = scan.reference(), scan.oversample
@@ -202,7 +207,7 @@ def images(case: Case, dose: float, request: Request) -> dict[str, NDArray[Any]]
     made[DPC] = _kept(kept / f"dpc_{at}.npy", lambda: dpc_phase(counts, acquisition))
     if request.ptychography:
         file = kept / f"ptychography_{ITERATIONS}_{at}.npy"
-        made[PTYCHOGRAPHY] = _kept(file, lambda: ptychography_phase(counts, acquisition, s))
+        made[PTYCHOGRAPHY] = _kept(file, lambda: ptychography_phase(counts, acquisition, s, ITERATIONS))
     if dose == NOISE_FREE:
         made[MIDPLANE] = oracle_phase(reference.midplane_patches, acquisition, s)
         made[PUBLISHED] = oracle_phase(reference.exit_patches, acquisition, s)
