@@ -15,7 +15,7 @@ Network = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.
 #: The image network's poolings: its tiles begin and end at multiples of this many pixels.
 ALIGNMENT = 4
 #: Largest side of a tile without its halo [px].
-LARGEST_TILE = 512
+LARGEST_TILE = 256
 #: Of the features of a band that is computed at once, with its halo; and rows of the smallest band.
 _BAND_BYTES = 100e6
 _SMALLEST_BAND = 32

@@ -40,10 +40,11 @@ def matrix_product(seconds: float = 2) -> float:
 
 
 def network(name: str, threads: int, batch: int, seconds: float = 2) -> tuple[float, float]:
-    """FLOP a position, and positions/s of the network without anything around it."""
+    """FLOP a position, and positions/s of the network without anything around it; of two parts, of the encoder."""
     model = Model(name, "cpu", threads)
-    n, values = model.contract.grid_pixels, model.contract.geometry_values
-    patterns = np.random.default_rng(0).poisson(1.0, (batch, 3, 3, n, n)).astype(np.float32)
+    n, values, side = model.contract.grid_pixels, model.contract.geometry_values, model.contract.kernel_side
+    kernel = (n, n) if side == 1 else (side, side, n, n)
+    patterns = np.random.default_rng(0).poisson(1.0, (batch, *kernel)).astype(np.float32)
     geometry = np.full((batch, values), 0.2, np.float32)
     flop = sum(count_flop(models.find(name), {"patterns": patterns[:1], "geometry": geometry[:1]}).values())
     return flop, batch / fastest(lambda: model(patterns, geometry), seconds)
