@@ -261,6 +261,7 @@ class _Scan:
         band.electrons.ravel()[positions] = sums
         self._arrived.ravel()[positions] = True
         if part.band.done:
+            # both are of the one kind that the plan makes, which their union doesn't tell
             band.stitcher.merge(part.band.stitcher, part.band.rows.start)  # type: ignore[arg-type]
         band.done |= part.band.done
         for row in range(part.band.first, part.band.first + len(part.band.electrons)):

@@ -18,7 +18,7 @@ from keras import layers, ops
 from numpy.typing import NDArray
 
 from airpi_py4d.stitching import interpolation_matrix
-from training.networks import CountEncoding, Gain, modulate
+from training.networks import CountEncoding, Gain, LinearPhase, modulate
 from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR, OBJECT
 
 #: Pixel of the patches, and their side, in units of 1 / k0.
@@ -31,7 +31,7 @@ _NOISE_OF_ONE_ELECTRON = 14.0
 
 
 @keras.saving.register_keras_serializable("airpi")
-class FirstOrder(layers.Layer):
+class FirstOrder(LinearPhase):
     r"""What the bright field of one pattern says of a weak specimen, to first order.
 
     For a weak phase phi (and log-amplitude a) the wave psi = P (1 + i phi + a) behind a probe changes the intensity by
@@ -46,25 +46,6 @@ class FirstOrder(layers.Layer):
 
     In: patterns (n, 64, 64), geometry (n, 3). Out: (n, 2, 16, 16), imaginary and real part.
     """
-
-    def build(self, *_: Any) -> None:
-        reach = np.arange(-BRIGHT_FIELD_RADIUS, BRIGHT_FIELD_RADIUS + 1)
-        squared = (reach[:, None] ** 2 + reach[None] ** 2) / BRIGHT_FIELD_RADIUS**2
-        self.disk = (squared <= 1).astype("float32")
-        self.squared = squared.astype("float32")
-        angle = 2 * np.pi * np.outer(reach, np.arange(OBJECT) - OBJECT // 2) / DETECTOR
-        c, s = np.cos(angle), np.sin(angle)
-        # (re, im) of k to (re, im) of r as one real matrix
-        self.to_object = np.block([[c, s], [-s, c]]).astype("float32")
-        self.inner = slice(DETECTOR // 2 - BRIGHT_FIELD_RADIUS, DETECTOR // 2 + BRIGHT_FIELD_RADIUS + 1)
-
-    def transformed(self, real: Any, imaginary: Any) -> tuple[Any, Any]:
-        """sum_k exp(2 pi i k r) f(k), real and imaginary: (m, 25, 25) over the bright-field disk to (m, 16, 16)."""
-        for _ in range(2):  # columns, then rows; the axes are swapped twice
-            both = ops.matmul(ops.concatenate([real, imaginary], axis=-1), self.to_object)
-            both = ops.transpose(both, (0, 2, 1))
-            real, imaginary = both[:, :OBJECT], both[:, OBJECT:]
-        return real, imaginary
 
     def call(self, patterns: Any, geometry: Any) -> Any:
         counts = patterns[:, self.inner, self.inner]
