@@ -137,6 +137,43 @@ class TestFirstOrder:
         assert coverage == pytest.approx(1, abs=0.01)
 
 
+class TestLinearEstimates:
+    def test_the_centre_of_mass_of_a_dense_scan_is_stitched(self):
+        # every pattern one electron at k = (6, -3) px, k0 = 12 px
+        counts = np.zeros((1, 24, 24, DETECTOR, DETECTOR), np.float32)
+        counts[..., DETECTOR // 2 + 6, DETECTOR // 2 - 3] = 1
+        features, window = image_networks.stitching_matrices(24, 1, 0.15)
+        inputs = {"features_matrix": features[None], "window_matrix": window[None]}
+        patches = image_networks.CentreOfMass()(counts.reshape(-1, DETECTOR, DETECTOR))
+        network = image_networks.StitchedNetwork(ENCODER, IMAGE)
+        image = np.asarray(network.stitched(counts, patches, inputs, np.full((1, 1), 0.15, np.float32)))
+        middle = image[0, :2, 11:13, 11:13]
+        np.testing.assert_allclose(middle, np.array([0.5, -0.25])[:, None, None] * np.ones((2, 2)), rtol=0.06)
+
+    @pytest.mark.parametrize("axis", [0, 1])
+    def test_integrated_the_gradient_is_the_phase(self, axis):
+        # two small Gaussians of opposite sign: a strong phase that has no mean
+        pixel, r = 0.15, np.arange(48) - 24
+        bumps = [np.exp(-((r - 2 * sign) ** 2) / 8) for sign in (1, -1)]
+        across = np.exp(-(r**2) / 8)
+        phase = 2.0 * np.outer(bumps[0] - bumps[1], across)
+        phase = phase.T if axis else phase
+        gradient = np.stack(np.gradient(phase, pixel), -1) / (2 * np.pi)
+        x = np.concatenate([gradient, np.zeros((48, 48, 2)), np.ones((48, 48, 2))], -1)[None].astype(np.float32)
+        geometry = np.array([[pixel, pixel, 0, 0]], np.float32)
+        found = np.asarray(image_networks.IntegratedCentreOfMass()(x, geometry))[0, ..., 0]
+        assert np.corrcoef(found.ravel(), phase.ravel())[0, 1] > 0.97
+        assert np.polyfit(phase.ravel(), found.ravel(), 1)[0] == pytest.approx(1, abs=0.2)
+
+    def test_sharpened_frequencies_are_multiplied(self):
+        pixel, q = 0.1, 1.25  # [1 / k0], [k0]
+        wave = np.cos(2 * np.pi * q * pixel * np.arange(48))
+        x = np.repeat(wave[None, :, None, None], 48, 2).astype(np.float32)
+        found = np.asarray(image_networks.Sharpened()(x, np.array([[pixel, pixel, 0, 0]], np.float32)))[0, 10:38, 10:38]
+        ratios = [(found[..., n] * found[..., 0]).sum() / (found[..., 0] ** 2).sum() for n in (1, 2)]
+        assert ratios == pytest.approx([(q / 2) ** 2, (q / 2) ** 4], rel=0.15)
+
+
 class TestSymmetries:
     @pytest.mark.parametrize("operation", range(1, 8))
     def test_are_those_of_the_physics(self, operation):

@@ -9,11 +9,12 @@ from airpi_py4d.model import Model
 from airpi_py4d.plan import relative_geometry
 from export.stitched import Symmetric, convert, turned
 from export.two_parts import join
-from training.image_networks import StitchedNetwork, receptive_margin, stitching_matrices
+from training.image_networks import PHYSICAL_FEATURES, StitchedNetwork, receptive_margin, stitching_matrices
 from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 ENCODER = {"fine_channels": 4, "coarse_channels": 8, "blocks": 1, "head": 16, "features": 2}
+FEATURES = ENCODER["features"] + PHYSICAL_FEATURES
 IMAGE = {"channels": [8, 8, 8], "blocks": [1, 1, 1]}
 POSITIONS = 9
 
@@ -54,7 +55,7 @@ def written(network, features, folder):
 
 @pytest.mark.parametrize("step", [0.1, 0.25, 0.6])
 def test_the_engine_gives_keras_image(network, counts, tmp_path, step):
-    model = written(network, 4, tmp_path)
+    model = written(network, FEATURES, tmp_path)
     result = reconstruct(counts, acquisition(step), model=model)
     geometry = np.array([relative_geometry(acquisition(step))], np.float32)
     (oversample, _), relative = result.provenance["oversample"], float(geometry[0, 0])
@@ -76,7 +77,7 @@ def test_the_engine_gives_keras_image(network, counts, tmp_path, step):
 def test_the_mean_over_symmetries_is_symmetric(network, counts, tmp_path):
     # an image of 8 px: where zeros fill its pixels up to a multiple of 4, they lie on one side only
     counts, here = counts[:8, :8], acquisition(0.1)
-    both = written(Symmetric(network), 32, tmp_path), written(network, 4, tmp_path)
+    both = written(Symmetric(network), 8 * FEATURES, tmp_path), written(network, FEATURES, tmp_path)
     mean, single = (reconstruct(counts, here, model=model).phase for model in both)
     assert mean.shape == (8, 8)
     # pixel 0 of the detector has no mirror image and stays

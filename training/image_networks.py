@@ -24,10 +24,21 @@ from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR, OBJECT
 #: Pixel of the patches, and their side, in units of 1 / k0.
 PATCH_PIXEL = BRIGHT_FIELD_RADIUS / DETECTOR
 PATCH_SIDE = OBJECT * PATCH_PIXEL
+#: Features that aren't learned: `CentreOfMass` and `FirstOrder`.
+PHYSICAL_FEATURES = 4
 #: Channels of the image network's input behind the features: level of the counts, coverage.
 EXTRA_CHANNELS = 2
 _GRADIENT_SCALE = 12.0
 _NOISE_OF_ONE_ELECTRON = 14.0
+#: Linear filters of the first-order features, and pixels that they reach to each side.
+FILTERS = 8
+FILTER_REACH = 6
+_SCALE_REACH = 8
+#: Of the integrated centres of mass: pixels of the kernel to each side, variance of one electron in 1 / k0^2; standard
+#: deviation of the spot that holds a centre of mass [1 / k0].
+INTEGRATION_REACH = 12
+_NOISE_OF_INTEGRATION = 4.0
+_SPOT = 0.15
 
 
 @keras.saving.register_keras_serializable("airpi")
@@ -70,14 +81,40 @@ class FirstOrder(LinearPhase):
         )
 
 
-def pattern_encoder(fine_channels: int, coarse_channels: int, blocks: int, head: int, features: int) -> keras.Model:
-    """Encoder of single patterns: `patterns` (n, 64, 64) [electrons], `geometry` (n, 3) to (n, features + 2, 16, 16).
+@keras.saving.register_keras_serializable("airpi")
+class CentreOfMass(layers.Layer):
+    r"""Centre of mass of each pattern, at its probe position: the gradient of a phase object however strong.
 
-    4 x 4 pixels -> 8 x 8 -> residual blocks -> perceptron -> object window; the last two features are `FirstOrder`'s.
+    For psi = P exp(i phi) the mean wave vector is <k> = \int |P|^2 \nabla \phi / 2 \pi (Lazic et al. 2016). The patch
+    holds <k> [k0] times a Gaussian at the probe position, so wide that neighbours meet, and so high that the stitched
+    image of a dense scan is <k>.
+
+    In: patterns (n, 64, 64). Out: (n, 2, 16, 16), along rows and columns.
+    """
+
+    def build(self, *_: Any) -> None:
+        k = (np.arange(DETECTOR) - DETECTOR // 2) / BRIGHT_FIELD_RADIUS
+        self.k = np.stack(np.meshgrid(k, k, indexing="ij"), -1).reshape(-1, 2).astype("float32")
+        r = (np.arange(OBJECT) - OBJECT // 2) * PATCH_PIXEL
+        gaussian = np.exp(-(r[:, None] ** 2 + r[None] ** 2) / (2 * _SPOT**2))
+        self.spot = (PATCH_SIDE**2 / 4 * gaussian / (2 * np.pi * _SPOT**2)).astype("float32")
+
+    def call(self, patterns: Any) -> Any:
+        counts = ops.reshape(patterns, (-1, DETECTOR**2))
+        electrons = ops.maximum(ops.sum(counts, axis=1, keepdims=True), 1.0)
+        centre = ops.matmul(counts, self.k) / electrons
+        return centre[:, :, None, None] * self.spot
+
+
+def pattern_encoder(fine_channels: int, coarse_channels: int, blocks: int, head: int, features: int) -> keras.Model:
+    """Encoder of single patterns: `patterns` (n, 64, 64) [electrons], `geometry` (n, 3) to (n, features + 4, 16, 16).
+
+    4 x 4 pixels -> 8 x 8 -> residual blocks -> perceptron -> object window; the last features are `CentreOfMass`'s and
+    `FirstOrder`'s.
     """
     patterns = keras.Input((DETECTOR, DETECTOR), name="patterns")
     geometry = keras.Input((3,), name="geometry")
-    x, level = PatternCounts(fine_channels)(patterns)
+    x, level = PatternCounts(fine_channels, dtype="float32")(patterns)
     condition = layers.Dense(32, activation="swish")(layers.Concatenate()([geometry, level]))
     x = layers.Activation("swish")(modulate(x, condition))
     x = layers.Conv2D(coarse_channels, 3, strides=2, padding="same", kernel_initializer="he_normal")(x)
@@ -90,10 +127,10 @@ def pattern_encoder(fine_channels: int, coarse_channels: int, blocks: int, head:
     x = layers.Dense(head)(layers.Flatten()(x))
     x = layers.Activation("swish")(modulate(layers.Reshape((1, 1, head))(x), condition))
     learned = layers.Reshape((features, OBJECT, OBJECT))(layers.Dense(features * OBJECT**2)(layers.Flatten()(x)))
-    linear = FirstOrder(name="first_order")(patterns, geometry)
-    return keras.Model(
-        [patterns, geometry], layers.Concatenate(axis=1, name="feature_patch")([learned, linear]), name="encoder"
-    )
+    centre = CentreOfMass(name="centre_of_mass", dtype="float32")(patterns)
+    linear = FirstOrder(name="first_order", dtype="float32")(patterns, geometry)
+    patch = layers.Concatenate(axis=1, name="feature_patch", dtype="float32")([learned, centre, linear])
+    return keras.Model([patterns, geometry], patch, name="encoder")
 
 
 @keras.saving.register_keras_serializable("airpi")
@@ -126,15 +163,6 @@ class Spread(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("airpi")
-class PhaseAndError(layers.Layer):
-    """Two channels to the phase [rad] and the standard deviation of its error [rad], (n, 1, rows, columns) each."""
-
-    def call(self, x: Any) -> tuple[Any, Any]:
-        error = ops.exp(ops.clip(x[..., 1:] - 3.0, -9.0, 3.0))
-        return ops.transpose(x[..., :1], (0, 3, 1, 2)), ops.transpose(error, (0, 3, 1, 2))
-
-
-@keras.saving.register_keras_serializable("airpi")
 class NoiseScaled(layers.Layer):
     r"""The first-order features over \sqrt{1 + a / \rho}, so that their counting noise is never far above 1.
 
@@ -142,12 +170,80 @@ class NoiseScaled(layers.Layer):
     variance of the stitched `FirstOrder` features at one electron in that area.
 
     In: (n, rows, columns, features + 2) with the first-order features before level and coverage, and geometry (n, 4).
+    Out: (n, rows, columns, 2).
     """
 
     def call(self, x: Any, geometry: Any) -> Any:
         density = ops.exp(7 * 2.302585 * x[..., -2:-1]) / geometry[:, None, None, 1:2] ** 2
-        scaled = x[..., -4:-2] * ops.rsqrt(1 + _NOISE_OF_ONE_ELECTRON / density)
-        return ops.concatenate([x[..., :-4], scaled, x[..., -2:]], axis=-1)
+        return x[..., -4:-2] * ops.rsqrt(1 + _NOISE_OF_ONE_ELECTRON / density)
+
+
+@keras.saving.register_keras_serializable("airpi")
+class Sharpened(layers.Layer):
+    r"""x, and x with every spatial frequency q [k0] multiplied by (q / 2)^2, and by (q / 2)^4.
+
+    By the Laplacian of nine points, -\nabla^2 / (2 \pi)^2, twice. In: x (n, rows, columns, c), geometry (n, 4). Out:
+    (n, rows, columns, 3 c).
+    """
+
+    def call(self, x: Any, geometry: Any) -> Any:
+        channels = x.shape[-1]
+        laplacian = np.array([[1, 4, 1], [4, -20, 4], [1, 4, 1]], "float32") / 6
+        kernel = ops.convert_to_tensor(np.tile(laplacian[:, :, None, None], (1, 1, channels, 1)))
+        scale = -1 / (4 * math.pi * geometry[:, None, None, :1]) ** 2
+        once = scale * ops.depthwise_conv(x, kernel, padding="same")
+        twice = scale * ops.depthwise_conv(once, kernel, padding="same")
+        return ops.concatenate([x, once, twice], axis=-1)
+
+
+@keras.saving.register_keras_serializable("airpi")
+class IntegratedCentreOfMass(layers.Layer):
+    r"""The phase whose gradient the centres of mass are, without what is longer than the kernel (DPC).
+
+    .. math:: \phi(r) = 2 \pi \nabla^{-2} \nabla \cdot \langle k \rangle
+              = p \sum_m \frac{m \cdot \langle k \rangle(r - m p)}{|m|^2} \cos^2\frac{\pi |m|}{2 M}, \quad |m| < M,
+
+    p the pixel [1 / k0], and over \sqrt{1 + b / \rho} as in `NoiseScaled`.
+
+    In: all features (n, rows, columns, c), with the centres of mass before the first-order features, level and
+    coverage, and geometry (n, 4). Out: (n, rows, columns, 1).
+    """
+
+    def build(self, *_: Any) -> None:
+        m = np.arange(-INTEGRATION_REACH, INTEGRATION_REACH + 1, dtype=float)
+        squared = m[:, None] ** 2 + m[None] ** 2
+        taper = np.where(
+            squared < INTEGRATION_REACH**2, np.cos(np.pi * np.sqrt(squared) / 2 / INTEGRATION_REACH) ** 2, 0
+        )
+        along = np.stack(np.meshgrid(m, m, indexing="ij"), -1) * (taper / np.maximum(squared, 1))[..., None]
+        self.kernel = np.asarray(-along[..., None], "float32")  # ops.conv correlates
+
+    def call(self, x: Any, geometry: Any) -> Any:
+        density = ops.exp(7 * 2.302585 * x[..., -2:-1]) / geometry[:, None, None, 1:2] ** 2
+        phase = ops.conv(x[..., -6:-4], ops.convert_to_tensor(self.kernel), padding="same")
+        return phase * geometry[:, None, None, :1] * ops.rsqrt(1 + _NOISE_OF_INTEGRATION / density)
+
+
+@keras.saving.register_keras_serializable("airpi")
+class LocalScale(layers.Layer):
+    """Root mean square of x (n, rows, columns, 1) over 17 x 17 pixels, above 0.001."""
+
+    def call(self, x: Any) -> Any:
+        return ops.sqrt(ops.average_pool(x**2, 2 * _SCALE_REACH + 1, strides=1, padding="same") + 1e-6)
+
+
+@keras.saving.register_keras_serializable("airpi")
+class PhaseAndError(layers.Layer):
+    """Phase [rad] and the standard deviation of its error [rad], (n, 1, rows, columns) each.
+
+    In: linear phase l, its local scale s and integrated centres of mass d, (n, rows, columns, 1) each, and x (n, rows,
+    columns, 4). The phase is l + s x_0 + x_1 + x_3 d, the deviation s exp(x_2 - 1).
+    """
+
+    def call(self, linear: Any, scale: Any, integrated: Any, x: Any) -> tuple[Any, Any]:
+        phase = linear + scale * x[..., :1] + x[..., 1:2] + integrated * x[..., 3:]
+        error = scale * ops.exp(ops.clip(x[..., 2:3] - 1.0, -6.0, 6.0))
+        return ops.transpose(phase, (0, 3, 1, 2)), ops.transpose(error, (0, 3, 1, 2))
 
 
 def modulate_pixels(x: Any, condition: Any) -> Any:
@@ -173,8 +269,20 @@ def image_block(x: Any, condition: Any) -> Any:
     return x + Gain()(layers.Conv2D(channels, 3, padding="same", kernel_initializer="he_normal")(y))
 
 
+def linear_phase(first_order: Any, geometry: Any, condition: Any) -> Any:
+    """Linear filters of the first-order features, added with gains that the condition decides: what a linear method
+    makes of the scan. Starts from 0. (n, rows, columns, 2) to (n, rows, columns, 1)."""
+    x = Sharpened(dtype="float32")(first_order, geometry)
+    x = layers.Conv2D(FILTERS, 2 * FILTER_REACH + 1, padding="same", use_bias=False, dtype="float32")(x)
+    gains = layers.Conv2D(FILTERS, 1, kernel_initializer="zeros", dtype="float32")(condition)
+    return ops.sum(x * gains, axis=-1, keepdims=True)
+
+
 def image_network(features: int, channels: list[int], blocks: list[int]) -> keras.Model:
     """U-Net from the stitched features to the phase.
+
+    It corrects a linear filter of the first-order features, and sees that and them relative to the filter's local
+    scale, so that weak and strong specimens look alike to it.
 
     `image_features` (n, features + 2, rows, columns), rows and columns multiples of 4, and `image_geometry` (n, 4):
     pixel size and scan step [1 / k0], phases of defocus and C_s at the aperture's edge [rad]. Out: `phase` and
@@ -189,14 +297,27 @@ def image_network(features: int, channels: list[int], blocks: list[int]) -> kera
     """
     inputs = keras.Input((features + EXTRA_CHANNELS, None, None), name="image_features")
     geometry = keras.Input((4,), name="image_geometry")
-    x = NoiseScaled()(layers.Permute((2, 3, 1))(inputs), geometry)
-    known = layers.Concatenate()([x[..., features:], Spread()(geometry, x)])
-    condition = layers.Conv2D(24, 1, activation="swish")(known)
+    all_features = layers.Permute((2, 3, 1), dtype="float32")(inputs)
+    integrated = IntegratedCentreOfMass(dtype="float32")(all_features, geometry)
+    first_order = NoiseScaled(dtype="float32")(all_features, geometry)
+    known = layers.Concatenate(dtype="float32")(
+        [all_features[..., features:], Spread(dtype="float32")(geometry, first_order)]
+    )
+    state = layers.Conv2D(24, 1, activation="swish", dtype="float32")(known)
+    linear = linear_phase(first_order, geometry, layers.Conv2D(24, 1, activation="swish", dtype="float32")(state))
+    scale = LocalScale(dtype="float32")(linear)
+    condition = layers.Conv2D(24, 1, activation="swish")(
+        layers.Concatenate(dtype="float32")([known, ops.log(scale) / 3])
+    )
     conditions = [condition]
     for _ in channels[1:]:
         conditions.append(layers.AveragePooling2D(2)(conditions[-1]))
-    x = layers.Conv2D(channels[0], 3, padding="same", kernel_initializer="he_normal")(x)
-    x = modulate_pixels(x, condition)
+    relative = Limited(dtype="float32")(layers.Concatenate(dtype="float32")([linear, first_order]) / scale)
+    x = layers.Conv2D(channels[0], 3, padding="same", kernel_initializer="he_normal")(relative)
+    learned = layers.Conv2D(channels[0], 3, padding="same", kernel_initializer="he_normal")(
+        layers.Concatenate(dtype="float32")([all_features, integrated])
+    )
+    x = modulate_pixels(x, condition) + Gain()(modulate_pixels(learned, condition))
     skips = []
     for level, of_level in enumerate(channels):
         if level:
@@ -211,15 +332,15 @@ def image_network(features: int, channels: list[int], blocks: list[int]) -> kera
         for _ in range(blocks[2]):
             x = image_block(x, conditions[level])
     small = keras.initializers.RandomNormal(stddev=1e-3)
-    out = layers.Conv2D(2, 3, padding="same", kernel_initializer=small)(x)
-    phase, error = PhaseAndError(name="phase_and_error")(out)
+    out = layers.Conv2D(4, 3, padding="same", kernel_initializer=small, dtype="float32")(x)
+    phase, error = PhaseAndError(name="phase_and_error", dtype="float32")(linear, scale, integrated, out)
     return keras.Model([inputs, geometry], {"phase": phase, "phase_error": error}, name="image_network")
 
 
 def receptive_margin(channels: list[int], blocks: list[int]) -> int:
     """Pixels around one that the image network sees at most, along an axis, rounded up to a multiple of 4."""
     levels = len(channels)
-    reach = 2.0  # first and last convolution
+    reach = 2.0 + FILTER_REACH + 2 + _SCALE_REACH  # first and last convolution; filter, Laplacians and scale
     for level in range(levels):
         number = blocks[1] if level == levels - 1 else blocks[0] + blocks[2]
         reach += 2 * number * 2**level + 2**level
@@ -269,10 +390,10 @@ class StitchedNetwork(keras.Model):
     """
 
     def __init__(self, encoder: dict, image: dict, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**({"dtype": "float32"} | kwargs))  # its parts choose their own precision
         self.arguments = {"encoder": encoder, "image": image}
         self.encoder = pattern_encoder(**encoder)
-        self.image = image_network(encoder["features"] + 2, **image)
+        self.image = image_network(encoder["features"] + PHYSICAL_FEATURES, **image)
         self.built = True  # its parts are
 
     def get_config(self) -> dict[str, Any]:

@@ -10,16 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.batches import (
-    CENTER_ERROR,
     COARSE_PIXELS,
     COARSE_SHARE,
     CROPPED_SHARE,
-    DEFOCUS_ERROR,
-    DEFOCUS_UNTOLD_SHARE,
     EMPTY_SHARE,
-    MISALIGNED_SHARE,
     NOISE_FREE_SHARE,
-    SCALE_ERROR,
     _record,
     geometry,
     vacuum_pattern,
@@ -31,6 +26,9 @@ from training.simulation import DETECTOR
 #: Image pixels along an axis, and patterns, that a batch's scans have at most.
 LARGEST_IMAGE = 64
 PATTERNS_A_BATCH = 1024
+#: Smaller errors of the calibration than `training.batches` has: they blur what many electrons could show.
+DEFOCUS_UNTOLD_SHARE, DEFOCUS_ERROR = 0.1, 0.08
+MISALIGNED_SHARE, CENTER_ERROR, SCALE_ERROR = 0.6, 0.15, 0.01
 #: Electrons in an area of 1 / k0^2, drawn evenly on a logarithmic scale.
 SCAN_DOSE_RANGE = (60.0, 3e6)
 
