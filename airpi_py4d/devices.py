@@ -75,8 +75,28 @@ def providers(runtime: Any, device: str) -> list[Any]:
     if kind != "auto" and _PROVIDERS[kind] not in available:
         raise _refusal(runtime, device, "this ONNX Runtime can't use it")
     preload(runtime)
-    wanted = ("tensorrt", "cuda") if kind == "tensorrt" else ("cuda",)
-    return [*((_PROVIDERS[name], {"device_id": number}) for name in wanted), _PROVIDERS["cpu"]]
+    # products of float32 in TF32, CUDA's default, have the precision of float16
+    cuda = _PROVIDERS["cuda"], {"device_id": number, "use_tf32": 0}
+    tensorrt = [(_PROVIDERS["tensorrt"], {"device_id": number})] if kind == "tensorrt" else []
+    return [*tensorrt, cuda, _PROVIDERS["cpu"]]
+
+
+def memory(running: str, device: str) -> tuple[str, int]:
+    """Kind and number of the device whose memory a provider works in, as ONNX Runtime names them.
+
+    Parameters
+    ----------
+    running : str
+        The provider.
+    device : str
+        That was asked for.
+
+    Examples
+    --------
+    >>> memory("TensorrtExecutionProvider", "tensorrt:1"), memory("CPUExecutionProvider", "auto")
+    (('cuda', 1), ('cpu', 0))
+    """
+    return ("cpu", 0) if running == _PROVIDERS["cpu"] else ("cuda", _parsed(device)[1])
 
 
 def check_running(runtime: Any, device: str, running: list[str]) -> None:

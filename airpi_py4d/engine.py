@@ -19,6 +19,7 @@ from airpi_py4d import devices
 from airpi_py4d.acquisition import Acquisition
 from airpi_py4d.calibration import with_center
 from airpi_py4d.checks import BadPositions, check_data, read
+from airpi_py4d.device_path import DevicePath, Measured
 from airpi_py4d.domain import ElectronCheck, check_acquisition
 from airpi_py4d.feature_stitching import FeatureStitcher
 from airpi_py4d.kernels import Row, kernel_batches, pattern_batches, summed_rows
@@ -119,6 +120,31 @@ def _stitched(model: Model, plan: Plan, rows: Iterable[Row]) -> Callable[[dict[s
     return lambda provenance: Reconstruction(stitcher.result(), stitcher.pixel_size, provenance)
 
 
+def _on_device(model: Model) -> bool:
+    """Whether arrays stay in the memory of the model's device, which isn't the host's."""
+    return model.memory[0] != "cpu"
+
+
+def _stitched_on_device(
+    model: Model, plan: Plan, parts: Iterable[Measured], dtype: np.dtype, electrons: ElectronCheck
+) -> Callable[[dict[str, Any]], Reconstruction]:
+    """As `_stitched`, with the arrays on the model's device; electrons of patterns that are resampled there count."""
+    path, image, network = DevicePath(model, plan, dtype), plan.phase_image(), image_network(model, plan)
+    rows, columns = plan.scan_shape
+    features = plan.feature_stitcher(rows, image.band, path.layout.summed_rows)
+    with closing(_prefetched(path.batches(parts), 2)) as batches:
+        for batch in batches:
+            sums = path(batch)
+            if plan.resamples_alike:
+                width = min(path.layout.columns, columns - batch.first)
+                for row, found in enumerate(sums.electrons[: rows - batch.row, :width], batch.row):
+                    electrons.add(row, batch.first, found, ~batch.measured[row - batch.row, :width])
+            if sums.features is not None:
+                features.add_sums(sums.features, sums.row)
+                image.advance(network, features, features.complete(min(sums.row + path.layout.summed_rows, rows)))
+    return lambda provenance: Reconstruction.of_phase(image, features.pixel_size, provenance)
+
+
 def reconstruct(
     data: Any,
     acquisition: Acquisition,
@@ -211,25 +237,39 @@ def reconstruct(
     bad = BadPositions(data.shape[:2], acquisition)
     electrons = ElectronCheck(plan.contract, data.shape[:2], plan.sum_neighbours**2, strict=strict)
 
+    def measured_patterns() -> Iterator[Measured]:
+        for row, first, patterns in _read_rows(data):
+            missing = bad.add(row, first, patterns)
+            yield row, first, patterns, ~missing
+            if first + len(patterns) == data.shape[1]:
+                progress.update()
+
     def resampled_rows() -> Iterator[Row]:
         columns, n = data.shape[1], plan.contract.grid_pixels
-        for row, first, patterns in _read_rows(data):
+        for row, first, patterns, measured in measured_patterns():
             if first == 0:
                 whole = np.empty((columns, n, n), np.float32)
             here = slice(first, first + len(patterns))
-            missing = bad.add(row, first, patterns)
             descan = None if acquisition.descan is None else acquisition.descan[row, here]
             resampling(patterns, descan, out=whole[here])
-            whole[here][missing] = 0
-            electrons.add(row, first, whole[here].reshape(len(patterns), -1).sum(axis=1), missing)
+            whole[here][~measured] = 0
+            electrons.add(row, first, whole[here].reshape(len(patterns), -1).sum(axis=1), ~measured)
             if here.stop == columns:
                 yield whole, ~bad.missing[row]
 
-    # as many rows as the model takes at once
-    ahead = -(-_PATTERNS // data.shape[1]) if plan.contract.kernel_side == 1 else 1
-    with closing(_prefetched(resampled_rows(), ahead)) as made:
-        rows = tqdm(made, "AIRPI", data.shape[0], unit="row", disable=not show_progress)
-        stitched = _stitched(model, plan, summed_rows(rows, plan.sum_neighbours, plan.stride))
+    def summed_patterns() -> Iterator[Measured]:
+        for row, (patterns, measured) in enumerate(summed_rows(resampled_rows(), plan.sum_neighbours, plan.stride)):
+            yield row, 0, patterns, measured
+
+    with tqdm(desc="AIRPI", total=data.shape[0], unit="row", disable=not show_progress) as progress:
+        if plan.contract.features and _on_device(model):
+            parts = measured_patterns() if plan.resamples_alike else summed_patterns()
+            stitched = _stitched_on_device(model, plan, parts, data.dtype, electrons)
+        else:
+            # as many rows as the model takes at once
+            ahead = -(-_PATTERNS // data.shape[1]) if plan.contract.kernel_side == 1 else 1
+            with closing(_prefetched(resampled_rows(), ahead)) as made:
+                stitched = _stitched(model, plan, summed_rows(made, plan.sum_neighbours, plan.stride))
     checks = bad.finish()
     outside += electrons.finish()
     seconds = time.perf_counter() - started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,69 @@ _FULL_LEVEL = 7.0
 EXTRA_CHANNELS = 2
 #: Of the window's half width: pixels that lie on its edge but for rounding are beyond it.
 _ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class PatchWindows:
+    """Window and interpolation along rows and columns, as matrices from patches to the image.
+
+    Attributes
+    ----------
+    reach : (int, int)
+        Image pixels that the window reaches beyond its centre, along rows and columns.
+    block : int
+        Neighbouring positions of a scan row whose windows `columns` and `column_window` hold: so many that the window
+        of a block's last position ends before the end of the next block.
+    rows : ndarray of float32, shape (height, p)
+        From a patch's rows to the image's, the window included; height is 2 reach + 1.
+    row_window : ndarray of float32, shape (height,)
+    columns : ndarray of float32, shape (block * p, span)
+        From the columns of a block's patches to the image's.
+    column_window : ndarray of float32, shape (block, span)
+    """
+
+    reach: tuple[int, int]
+    block: int
+    rows: NDArray[np.float32]
+    row_window: NDArray[np.float32]
+    columns: NDArray[np.float32]
+    column_window: NDArray[np.float32]
+
+    @classmethod
+    def of(
+        cls, acquisition: Acquisition, patch_pixels: int, patch_pixel_size: float, oversample: tuple[int, int]
+    ) -> PatchWindows:
+        """See `FeatureStitcher` for the parameters."""
+        length = patch_pixels * patch_pixel_size
+        reach, windows, matrices = [], [], []
+        for step, count in zip(acquisition.scan_step, oversample, strict=True):
+            pixel = step / count
+            n = math.ceil(length / 2 / pixel * (1 - _ROUNDING)) - 1
+            window = np.cos(np.pi * np.arange(-n, n + 1) * pixel / length) ** 2
+            reach.append(n)
+            windows.append(window.astype(np.float32))
+            matrices.append(window[:, None] * interpolation_matrix(patch_pixels, patch_pixel_size, 2 * n + 1, pixel))
+        right, size = oversample[1], 2 * reach[1] + 1
+        block = -(-size // right)
+        span = (block - 1) * right + size
+        columns, column_window = np.zeros((block, patch_pixels, span), np.float32), np.zeros((block, span), np.float32)
+        for n in range(block):
+            here = slice(n * right, n * right + size)
+            columns[n, :, here] = matrices[1].T
+            column_window[n, here] = windows[1]
+        return cls(
+            (reach[0], reach[1]),
+            block,
+            matrices[0].astype(np.float32),
+            windows[0],
+            columns.reshape(block * patch_pixels, span),
+            column_window,
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Image rows and columns of a position's window."""
+        return 2 * self.reach[0] + 1, 2 * self.reach[1] + 1
 
 
 class FeatureStitcher:
@@ -68,44 +132,21 @@ class FeatureStitcher:
         features: int,
         held_rows: int | None = None,
     ) -> None:
+        self.windows = windows = PatchWindows.of(acquisition, patch_pixels, patch_pixel_size, oversample)
         self.oversample = oversample
         row, column = (step / count for step, count in zip(acquisition.scan_step, oversample, strict=True))
         self.pixel_size = row, column
         rows, columns = ((n - 1) * count + 1 for n, count in zip(scan_shape, oversample, strict=True))
         self.image_shape = rows, columns
-        length = patch_pixels * patch_pixel_size
-        self._density = 4 * math.prod(acquisition.scan_step) / length**2
-        reach, windows, matrices = [], [], []
-        for pixel in self.pixel_size:
-            n = math.ceil(length / 2 / pixel * (1 - _ROUNDING)) - 1
-            window = np.cos(np.pi * np.arange(-n, n + 1) * pixel / length) ** 2
-            reach.append(n)
-            windows.append(window.astype(np.float32))
-            matrices.append(window[:, None] * interpolation_matrix(patch_pixels, patch_pixel_size, 2 * n + 1, pixel))
-        self._reach = reach[0], reach[1]
-        self._row_window, self._rows = windows[0], matrices[0].astype(np.float32)
-        self._along_row(windows[1], matrices[1])
-        self._features, self._patch_pixels = features, patch_pixels
-        padded = rows + 2 * reach[0]
+        self._density = 4 * math.prod(acquisition.scan_step) / (patch_pixels * patch_pixel_size) ** 2
+        self._features, self._patch_pixels, self._reach = features, patch_pixels, windows.reach
+        padded = rows + 2 * windows.reach[0]
         # beside the rows that are held, a patch reaches beyond both ends, and above the image nothing is released
-        held = padded if held_rows is None else min(held_rows + 3 * reach[0], padded)
+        held = padded if held_rows is None else min(held_rows + 3 * windows.reach[0], padded)
         # padded image rows from `_top` on; the last two channels are the sums of N u and of u
-        self._sum = np.zeros((features + EXTRA_CHANNELS, held, columns + 2 * reach[1]), np.float32)
+        self._sum = np.zeros((features + EXTRA_CHANNELS, held, columns + 2 * windows.reach[1]), np.float32)
         self._top = self._needed = 0
         self._changed = range(0)
-
-    def _along_row(self, window: NDArray[np.float32], matrix: NDArray[np.float64]) -> None:
-        """The matrices from the patches, and the weights, of a block of neighbouring positions to the image's row."""
-        right, (size, pixels) = self.oversample[1], matrix.shape
-        block = -(-size // right)
-        span = (block - 1) * right + size
-        patches, weights = np.zeros((block, pixels, span), np.float32), np.zeros((block, span), np.float32)
-        for n in range(block):
-            here = slice(n * right, n * right + size)
-            patches[n, :, here] = matrix.T
-            weights[n, here] = window
-        self._block, self._size = block, size
-        self._columns, self._weights = patches.reshape(block * pixels, span), weights
 
     def add_row(
         self,
@@ -132,22 +173,23 @@ class FeatureStitcher:
         if not counted.all():  # what the model makes of an empty pattern may be anything
             patches = np.where((counted > 0)[:, None, None, None], patches, np.float32(0))
         pair = np.stack([counted, measured.astype(np.float32)])
-        (down, right), side, features = self.oversample, self._patch_pixels, self._features
-        width = (len(patches) - 1) * right + self._size
+        (down, right), side, features, windows = self.oversample, self._patch_pixels, self._features, self.windows
+        height, size = windows.size
+        width = (len(patches) - 1) * right + size
         strip, weights = np.zeros((features * side, width), np.float32), np.zeros((2, width), np.float32)
-        for start in range(0, len(patches), self._block):
-            some = patches[start : start + self._block]
-            span = (len(some) - 1) * right + self._size
+        for start in range(0, len(patches), windows.block):
+            some = patches[start : start + windows.block]
+            span = (len(some) - 1) * right + size
             here = slice(start * right, start * right + span)
             weighted = np.multiply(
                 some.transpose(1, 2, 0, 3), counted[start : start + len(some), None], order="C"
             ).reshape(features * side, -1)
-            strip[:, here] += weighted @ self._columns[: weighted.shape[1], :span]
-            weights[:, here] += pair[:, start : start + len(some)] @ self._weights[: len(some), :span]
-        top = self._place(row * down, row * down + len(self._rows))
-        place = self._sum[:, top : top + len(self._rows), first * right : first * right + width]
-        place[:features] += np.matmul(self._rows, strip.reshape(features, side, width))
-        place[features:] += self._row_window[:, None] * weights[:, None, :]
+            strip[:, here] += weighted @ windows.columns[: weighted.shape[1], :span]
+            weights[:, here] += pair[:, start : start + len(some)] @ windows.column_window[: len(some), :span]
+        top = self._place(row * down, row * down + height)
+        place = self._sum[:, top : top + height, first * right : first * right + width]
+        place[:features] += np.matmul(windows.rows, strip.reshape(features, side, width))
+        place[features:] += windows.row_window[:, None] * weights[:, None, :]
 
     def _place(self, start: int, stop: int) -> int:
         """Place in memory of the padded image rows from start to stop, which change."""
@@ -181,9 +223,20 @@ class FeatureStitcher:
 
     def merge(self, part: FeatureStitcher, row: int) -> None:
         """Add what was summed apart of some scan rows, the first of which is `row`."""
+        self.add_sums(part._sum, row)
+
+    def add_sums(self, sums: NDArray[np.float32], row: int) -> None:
+        """Add the sums of some scan rows, the first of which is `row`.
+
+        Parameters
+        ----------
+        sums : ndarray of float32, shape (features + 2, image rows, image columns)
+            Over N u f, N u and u, where the first row's and column's windows begin.
+        row : int
+        """
         start = row * self.oversample[0]
-        top = self._place(start, start + part._sum.shape[1])
-        self._sum[:, top : top + part._sum.shape[1]] += part._sum
+        top = self._place(start, start + sums.shape[1])
+        self._sum[:, top : top + sums.shape[1]] += sums
 
     def _sums(self, rows: range, columns: range) -> NDArray[np.float32]:
         """Sums at some pixels of the image."""

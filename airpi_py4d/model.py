@@ -132,6 +132,8 @@ class Model:
         Of the file.
     provider : str
         Execution provider that really runs.
+    memory : (str, int)
+        Kind and number of the device whose memory that provider works in, as ONNX Runtime names them.
 
     Raises
     ------
@@ -148,26 +150,17 @@ class Model:
             import onnxruntime
         except ImportError as error:
             raise ImportError(f"airpi_py4d needs ONNX Runtime, and none is installed. {_INSTALL}") from error
-        providers = devices.providers(onnxruntime, device)
+        self._runtime, self._device = onnxruntime, device
         path = find(DEFAULT_MODEL if model is None else model)
         content = read(path)
-        options = onnxruntime.SessionOptions()
+        self._options = onnxruntime.SessionOptions()
         if threads is not None:
-            options.intra_op_num_threads = threads
+            self._options.intra_op_num_threads = threads
         # threads that wait for work in a loop take the cores from NumPy between the batches (docs/speed.md)
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-
-        def session(part: bytes, what: str) -> Any:
-            try:
-                made = onnxruntime.InferenceSession(part, options, providers=providers)
-            except Exception as error:  # ONNX Runtime raises a class of its own for every kind of broken file
-                raise ValueError(f"{what} can't be loaded by ONNX Runtime: {error}") from error
-            devices.check_running(onnxruntime, device, made.get_providers())
-            made.disable_fallback()  # an error on the GPU is one, not a reason to go on elsewhere
-            return made
-
-        self._session = session(content, f"model {path}")
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = self._loaded(content, f"model {path}", device)
         self.provider: str = self._session.get_providers()[0]
+        self.memory = devices.memory(self.provider, device)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.contract = contract = read_contract(metadata, str(path))
         self.sha256 = hashlib.sha256(content).hexdigest()
@@ -187,7 +180,7 @@ class Model:
                 raise ValueError(
                     f"model {path} has incomplete airpi metadata: {error!r}; join its parts with export.two_parts."
                 ) from error
-            self._image_session = session(second, what)
+            self._image_session = self._loaded(second, what, device)
             channels = contract.features + EXTRA_CHANNELS
             _check_inputs(
                 self._image_session,
@@ -198,6 +191,25 @@ class Model:
             outputs = [entry.name for entry in self._image_session.get_outputs()]
             if not {"phase", "phase_error"}.issubset(outputs):
                 raise ValueError(f"{what} has the outputs {outputs}, expected 'phase' and 'phase_error'.")
+
+    @property
+    def session(self) -> Any:
+        """ONNX Runtime's, of the network that sees patterns."""
+        return self._session
+
+    def session_beside(self, content: bytes) -> Any:
+        """A session of another graph in the same memory: by CUDA also where the networks run by TensorRT."""
+        return self._loaded(content, "a graph of this package's", self._device.replace("tensorrt", "cuda"))
+
+    def _loaded(self, content: bytes, what: str, device: str) -> Any:
+        providers = devices.providers(self._runtime, device)
+        try:
+            session = self._runtime.InferenceSession(content, self._options, providers=providers)
+        except Exception as error:  # ONNX Runtime raises a class of its own for every kind of broken file
+            raise ValueError(f"{what} can't be loaded by ONNX Runtime: {error}") from error
+        devices.check_running(self._runtime, device, session.get_providers())
+        session.disable_fallback()  # an error on the GPU is one, not a reason to go on elsewhere
+        return session
 
     def __call__(self, patterns: NDArray[np.float32], geometry: NDArray[np.float32]) -> NDArray[Any]:
         """What the model makes of kernels, of which it sees each alone.

@@ -188,9 +188,9 @@ class Resampling:
         #: Descan is corrected to this many parts of a detector pixel.
         self._parts = np.ceil(scale / _DESCAN_STEP).astype(int)
         self._maps: dict[tuple[int, int], tuple[sparse.csr_matrix, NDArray[np.float32]]] = {}
-        self._map((0, 0))
+        self.map()
 
-    def _map(self, shift: tuple[int, int]) -> tuple[sparse.csr_matrix, NDArray[np.float32]]:
+    def map(self, shift: tuple[int, int] = (0, 0)) -> tuple[sparse.csr_matrix, NDArray[np.float32]]:
         """Matrix, and the background on the grid, for a descan shift in parts of a detector pixel."""
         if shift not in self._maps:
             if len(self._maps) == _KEPT_MAPS:
@@ -231,7 +231,7 @@ class Resampling:
         pixels = self._shape[0] * self._shape[1]
         count = _PATTERNS_AT_ONCE if pixels <= _SMALL_PATTERN else 1
         for number, (row, column) in enumerate(shifts.tolist()):
-            matrix, background = self._map((row, column))
+            matrix, background = self.map((row, column))
             chosen = np.flatnonzero(group.ravel() == number)
             for first in range(0, len(chosen), count):
                 part = chosen[first : first + count]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from airpi_py4d import optics
 from airpi_py4d.acquisition import Acquisition
 from airpi_py4d.checks import check_data
-from airpi_py4d.feature_stitching import EXTRA_CHANNELS, FeatureStitcher
+from airpi_py4d.feature_stitching import EXTRA_CHANNELS, FeatureStitcher, PatchWindows
 from airpi_py4d.kernels import kernel_spacing
 from airpi_py4d.model import Contract, Model
 from airpi_py4d.patterns import Resampling, check_disk
@@ -185,6 +185,11 @@ class Plan:
         return Resampling(self.data_shape[2:], self.acquisition, self.contract.grid_pixels, self.grid_k_pixel)
 
     @property
+    def resamples_alike(self) -> bool:
+        """Whether every pattern goes to the model's grid by the same map, alone, and none is left out."""
+        return self.acquisition.descan is None and self.sum_neighbours == self.stride == 1
+
+    @property
     def _patch_pixel_size(self) -> float:
         return 1 / (self.contract.grid_pixels * self.grid_k_pixel)
 
@@ -193,7 +198,13 @@ class Plan:
         shape = rows, self.scan_shape[1]
         return Stitcher(shape, self.reconstructed, self.contract.object_pixels, self._patch_pixel_size, self.oversample)
 
-    def feature_stitcher(self, rows: int, band: int | None = None) -> FeatureStitcher:
+    @property
+    def patch_windows(self) -> PatchWindows:
+        """From patches of features to the image."""
+        patch = self.contract.object_pixels, self._patch_pixel_size
+        return PatchWindows.of(self.reconstructed, *patch, self.oversample)
+
+    def feature_stitcher(self, rows: int, band: int | None = None, at_once: int = 1) -> FeatureStitcher:
         """The same of a model that gives patches of features.
 
         Parameters
@@ -201,10 +212,12 @@ class Plan:
         rows : int
         band : int, optional
             `PhaseImage.band` where scan rows come in order, so that memory is kept for no more of the image.
+        at_once : int
+            Scan rows that come at once.
         """
-        contract = self.contract
-        # a band with the halos of its tiles, and what alignment and a scan row add
-        held = None if band is None else band + 2 * halo(contract.margin) + 2 * ALIGNMENT + self.oversample[0]
+        contract, down = self.contract, self.oversample[0]
+        # a band with the halos of its tiles, and what alignment and new scan rows add
+        held = None if band is None else band + 2 * halo(contract.margin) + 2 * ALIGNMENT + at_once * down
         shape = rows, self.scan_shape[1]
         patch = contract.object_pixels, self._patch_pixel_size
         return FeatureStitcher(shape, self.reconstructed, *patch, self.oversample, contract.features, held)

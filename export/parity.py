@@ -12,8 +12,6 @@ files are written there and compared as well; their loss in xc is then that of `
 from __future__ import annotations
 
 import argparse
-import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,11 +22,9 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import tqdm
 
+from export.reduced import float16, int8
 from training.batches import Batches
 from training.dataset import load_shards
 from training.networks import VacuumObject  # noqa: F401 (registers the layers)
@@ -37,11 +33,6 @@ from training.networks import VacuumObject  # noqa: F401 (registers the layers)
 TOLERANCE = 1e-4
 BATCH, SEED = 100, 2026
 LABEL = "exit_wave_midplane"  # of which only the inputs are used
-#: Computed with float16; counts and their sums would overflow.
-_HALF_OPERATORS = {"Conv", "MatMul", "Gemm"}
-
-#: Weights of one operator, from which on they are quantised.
-_MANY_WEIGHTS = 10_000
 
 Inputs = dict[str, NDArray[np.float32]]
 Predictor = Callable[[Inputs], NDArray[np.float32]]
@@ -55,68 +46,6 @@ def samples(folder: Path, count: int) -> Iterator[Inputs]:
         inputs, _ = batches[number]
         # the second half of a batch is the first with other counts
         yield {name: value[:BATCH] for name, value in inputs.items()}
-
-
-def _renamed(model: onnx.ModelProto, source: onnx.ModelProto, suffix: str) -> onnx.ModelProto:
-    """The model with the metadata of its source and the suffix behind its name."""
-    properties = {entry.key: entry.value for entry in source.metadata_props}
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {**properties, "name": properties["name"] + suffix})
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Convolutions and matrix products in float16, with their weights; everything else, inputs and output, in float32.
-
-    ONNX Runtime's own converter casts the graph's inputs first, which counts above 65,504 do not survive.
-    """
-    result = onnx.load_from_string(model.SerializeToString())
-    weights = {entry.name: entry for entry in result.graph.initializer}
-    nodes: list[onnx.NodeProto] = []
-
-    def cast(name: str, output: str, kind: int) -> str:
-        nodes.append(helper.make_node("Cast", [name], [output], name=f"cast/{output}", to=kind))
-        return output
-
-    for node in result.graph.node:
-        if node.op_type not in _HALF_OPERATORS:
-            nodes.append(node)
-            continue
-        for place, name in enumerate(node.input):
-            if name in weights:
-                value = numpy_helper.to_array(weights[name]).astype(np.float16)
-                if f"{name}/half" not in weights:
-                    weights[f"{name}/half"] = numpy_helper.from_array(value, f"{name}/half")
-                node.input[place] = f"{name}/half"
-            else:
-                node.input[place] = cast(name, f"{name}/half/{node.name}", TensorProto.FLOAT16)
-        output = node.output[0]
-        node.output[0] = f"{output}/half"
-        nodes.append(node)
-        cast(f"{output}/half", output, TensorProto.FLOAT)
-    used = {name for node in nodes for name in node.input}
-    for field, entries in (("node", nodes), ("initializer", [weights[name] for name in weights if name in used])):
-        result.graph.ClearField(field)
-        getattr(result.graph, field).extend(entries)
-    result.graph.ClearField("value_info")
-    return _renamed(result, model, "-float16")
-
-
-def int8(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Large weights in int8, one scale a channel; what they are multiplied with is quantised as it comes (dynamically).
-
-    Fourier transforms and the first convolution have few weights and a wide range of inputs: they stay in float32.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        source, prepared, result = (Path(folder) / f"{name}.onnx" for name in ("source", "prepared", "result"))
-        onnx.save(model, source)
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        graph = onnx.load(prepared).graph
-        large = {entry.name for entry in graph.initializer if math.prod(entry.dims) > _MANY_WEIGHTS}
-        excluded = [node.name for node in graph.node if large.isdisjoint(node.input)]
-        quantize_dynamic(prepared, result, per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=excluded)
-        return _renamed(onnx.load(result), model, "-int8")
 
 
 def runtime(model: onnx.ModelProto) -> Predictor:

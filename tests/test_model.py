@@ -173,8 +173,10 @@ class TestDevice:
         message = f"device='{device}' was asked for, but ONNX Runtime fell back to CPUExecutionProvider"
         with pytest.raises(RuntimeError, match=message):
             Model(write_model(path), device)
+        options = {"CUDAExecutionProvider": {"use_tf32": 0}}
         names = CUDA if device.startswith("cuda") else GPU
-        assert falls_back.providers == [*((name, {"device_id": number}) for name in names[:-1]), names[-1]]
+        expected = [(name, {"device_id": number, **options.get(name, {})}) for name in names[:-1]]
+        assert falls_back.providers == [*expected, names[-1]]
 
     def test_auto_says_what_runs(self, path, falls_back):
         assert Model(write_model(path), "auto").provider == "CPUExecutionProvider"
