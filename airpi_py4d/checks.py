@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +165,9 @@ class BadPositions:
         area = np.pi * acquisition.aperture_radius**2 / np.prod(acquisition.k_pixel)
         self._plateau_pixels: float = max(_PLATEAU_PIXELS, _PLATEAU_PART * float(area))
         self._full_scale: float = np.inf
-        self._largest: float = -np.inf
-        self._kind = np.full(scan_shape, _GOOD, np.uint8)
-        self._maximum = np.full(scan_shape, -np.inf)
-        self._at_maximum = np.zeros(scan_shape, np.int32)
-        self._negative = np.zeros(scan_shape)
-        self._positive = np.zeros(scan_shape)
         self._integers = False
+        self._kind = np.zeros(scan_shape, np.uint8)  # _GOOD, in memory that isn't there before it is written to
+        self._counts, self._plateau = _Counts(), _Plateau()
 
     def add(self, row: int, first: int, patterns: NDArray[Any]) -> NDArray[np.bool_]:
         """Which of some neighbouring patterns of a scan row are missing, shape (n,).
@@ -195,9 +194,17 @@ class BadPositions:
         kind[constant] = _CONSTANT
         self._add_empty(kind, flat, constant & ((high == 0) | (high == self._mean_background)))
         if flat.dtype.kind in "if" or self._background is not None:
-            self._add_negative(here, kind, flat, low)
-        self._add_maximum(here, kind, flat, high)
+            self._add_negative(row, first, kind, flat, low)
+        self._add_maximum(row, first, kind, flat, high)
         return kind != _GOOD
+
+    def merge(self, part: BadPositions, row: int) -> None:
+        """Take over what was found apart of other positions of some scan rows, the first of which is `row`."""
+        here = slice(row, row + len(part._kind))
+        self._kind[here] = np.maximum(self._kind[here], part._kind)
+        self._counts.merge(part._counts, row)
+        self._plateau.merge(part._plateau, row)
+        self._full_scale, self._integers = part._full_scale, part._integers
 
     def _add_empty(self, kind: NDArray[np.uint8], flat: NDArray[Any], empty: NDArray[np.bool_]) -> None:
         if not empty.any():
@@ -210,37 +217,48 @@ class BadPositions:
                 kind[empty] = _GOOD
 
     def _add_negative(
-        self, here: tuple[int, slice], kind: NDArray[np.uint8], flat: NDArray[Any], low: NDArray[Any]
+        self, row: int, first: int, kind: NDArray[np.uint8], flat: NDArray[Any], low: NDArray[Any]
     ) -> None:
         self._integers = flat.dtype.kind in "iu"
         background = None if self._background is None else np.ravel(np.asarray(self._background, np.float32))
-        positive, negative = self._positive[here], self._negative[here]
-        positive[:] = negative[:] = 0
-        for n in np.flatnonzero((kind == _GOOD) & ((low < 0) | (background is not None))):
+        found = _Counts()
+        for n in np.flatnonzero((kind == _GOOD) & ((low < 0) | (background is not None))).tolist():
             counts = flat[n].astype(np.float32, copy=False) if background is None else flat[n] - background
             if self._bad is not None:
                 counts = np.delete(counts, self._bad)
             total, magnitude = float(counts.sum()), float(sasum(counts))
-            positive[n], negative[n] = (magnitude + total) / 2, (magnitude - total) / 2
-        kind[negative > positive] = _NEGATIVE
+            positive, negative = (magnitude + total) / 2, (magnitude - total) / 2
+            if negative > positive:
+                kind[n] = _NEGATIVE
+            elif positive > 0:
+                found.add((row, first + n), positive, negative)
+        self._counts.merge(found, 0)
 
     def _add_maximum(
-        self, here: tuple[int, slice], kind: NDArray[np.uint8], flat: NDArray[Any], high: NDArray[Any]
+        self, row: int, first: int, kind: NDArray[np.uint8], flat: NDArray[Any], high: NDArray[Any]
     ) -> None:
         if flat.dtype.kind in "iu":
             self._full_scale = float(np.iinfo(flat.dtype).max)
         good = kind == _GOOD
-        self._maximum[here] = np.where(good, high, -np.inf)
-        self._at_maximum[here] = 0
-        self._largest = max(self._largest, float(self._maximum[here].max()))
-        count = self._at_maximum[here]
-        for n in np.flatnonzero(good & (self._maximum[here] == self._largest)):
-            count[n] = np.count_nonzero(flat[n] == high[n])
+        if not good.any():
+            return
+        largest = float(high[good].max())
+        if largest < self._plateau.value:
+            return
+        chosen = np.flatnonzero(good & (high == largest))
+        pixels = np.count_nonzero(flat[chosen] == high[chosen, None], axis=1)
+        many = first + chosen[pixels >= self._plateau_pixels]
+        places = _Places(len(many), [(row, column) for column in many[:_SHOWN].tolist()])
+        self._plateau.merge(_Plateau(largest, int(pixels.sum()), int((pixels**2).sum()), places), 0)
 
     @property
     def missing(self) -> NDArray[np.bool_]:
         """Positions known to be missing, shape (scan rows, scan columns)."""
         return self._kind != _GOOD
+
+    def missing_of(self, row: int) -> NDArray[np.bool_]:
+        """Those of a scan row, shape (scan columns,)."""
+        return self._kind[row] != _GOOD
 
     def finish(self) -> list[str]:
         """Warn of what was found, a warning for the whole scan each; returns the messages.
@@ -271,7 +289,7 @@ class BadPositions:
         if number == missing.size:
             raise ValueError(f"data has no pattern that can be used ({kinds}). {self._negative_hint()}")
         message = (
-            f"{number} of {missing.size} patterns are missing ({kinds}), {_positions(missing)}. Their neighbours stand "
+            f"{number} of {missing.size} patterns are missing ({kinds}), {_Places.of(missing)}. Their neighbours stand "
             "in for them; the confidence map is 0 where nothing else was measured."
         )
         used_rows = np.flatnonzero(~missing.all(axis=1))
@@ -291,46 +309,123 @@ class BadPositions:
         return f"{hint} Or set what is below the detector's noise to 0."
 
     def _negative_message(self) -> str:
-        good = ~self.missing
-        summed = good & (self._positive > 0)
-        if not summed.any():
+        counts, good = self._counts, int((self._kind == _GOOD).sum())
+        if not counts.number:
             return ""
-        share = self._negative[summed].sum() / self._positive[summed].sum()
+        share = counts.negative / counts.positive
         # patterns without negative counts weren't summed, and have about as many electrons as the others
-        if share * summed.sum() / good.sum() <= _NEGATIVE_NOISE:
+        of_all = share * counts.number / good
+        if of_all <= _NEGATIVE_NOISE:
             return ""
-        affected = summed & (self._negative > _NEGATIVE_NOISE * self._positive)
-        number = int(affected.sum())
         message = (
-            f"{number} of {good.size} patterns have negative counts of {share:.0%} of the positive ones, "
-            f"{_positions(affected)}"
+            f"{counts.affected.number} of {self._kind.size} patterns have negative counts of {share:.0%} of the "
+            f"positive ones, {counts.affected}"
         )
-        if share * summed.sum() / good.sum() > _NEGATIVE_LIMIT:
+        if of_all > _NEGATIVE_LIMIT:
             raise ValueError(f"{message}: their zero is wrong. {self._negative_hint()}")
         return f"{message}: expect noise and a wrong phase scale. {self._negative_hint()}"
 
     def _saturated_message(self) -> str:
-        plateau = (self._maximum == self._largest) & (self._at_maximum >= self._plateau_pixels) & ~self.missing
-        if not plateau.any():
+        plateau, largest = self._plateau, self._plateau.value
+        if not plateau.places.number:
             return ""
-        sizes = self._at_maximum[~self.missing]
-        full = self._largest == self._full_scale or (
-            self._largest >= _SMALLEST_FULL_SCALE and np.log2(self._largest + 1).is_integer()
-        )
-        if not full and sizes.std() <= _PLATEAU_SPREAD * sizes.mean():
+        good = int((self._kind == _GOOD).sum())
+        full = largest == self._full_scale or (largest >= _SMALLEST_FULL_SCALE and np.log2(largest + 1).is_integer())
+        if not full and plateau.spread(good) <= _PLATEAU_SPREAD:
             return ""
         return (
-            f"{int(plateau.sum())} of {plateau.size} patterns are saturated, {_positions(plateau)}: they reach "
-            f"{self._largest:.5g}, the largest value in the data, in at least a quarter as many pixels as the "
+            f"{plateau.places.number} of {self._kind.size} patterns are saturated, {plateau.places}: they reach "
+            f"{largest:.5g}, the largest value in the data, in at least a quarter as many pixels as the "
             "bright-field disk has. Contrast is lost there: expect a wrong phase. Record with less current or "
             "exposure."
         )
 
 
-def _positions(chosen: NDArray[np.bool_]) -> str:
-    """The first few True positions, for people."""
-    places = np.argwhere(chosen)
-    shown = ", ".join(f"({row}, {column})" for row, column in places[:_SHOWN])
-    if len(places) == 1:
-        return f"at scan position {shown}"
-    return f"{'the first ' if len(places) > _SHOWN else ''}at scan positions {shown}"
+@dataclass
+class _Places:
+    """Scan positions, of which the number and the first few are kept."""
+
+    number: int = 0
+    first: list[tuple[int, int]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, chosen: NDArray[np.bool_]) -> _Places:
+        """Those that are True, shape (scan rows, scan columns)."""
+        places = (
+            (int(row), int(column)) for row in np.flatnonzero(chosen.any(1)) for column in np.flatnonzero(chosen[row])
+        )
+        return cls(int(chosen.sum()), list(islice(places, _SHOWN)))
+
+    def merge(self, others: _Places, row: int) -> None:
+        """Add others, that were counted from a scan row on."""
+        self.number += others.number
+        moved = ((r + row, column) for r, column in others.first)
+        self.first = sorted([*self.first, *moved])[:_SHOWN]
+
+    def __str__(self) -> str:
+        shown = ", ".join(map(str, self.first))
+        if self.number == 1:
+            return f"at scan position {shown}"
+        return f"{'the first ' if self.number > _SHOWN else ''}at scan positions {shown}"
+
+
+@dataclass
+class _Counts:
+    """Sums over the positions that were looked at for negative counts.
+
+    Attributes
+    ----------
+    number : int
+    positive, negative : float
+        Sums of the counts on either side of 0, as positive numbers.
+    affected : _Places
+        Whose negative counts are more than noise.
+    """
+
+    number: int = 0
+    positive: float = 0.0
+    negative: float = 0.0
+    affected: _Places = field(default_factory=_Places)
+
+    def add(self, place: tuple[int, int], positive: float, negative: float) -> None:
+        places = _Places(1, [place]) if negative > _NEGATIVE_NOISE * positive else _Places()
+        self.merge(_Counts(1, positive, negative, places), 0)
+
+    def merge(self, others: _Counts, row: int) -> None:
+        self.number += others.number
+        self.positive += others.positive
+        self.negative += others.negative
+        self.affected.merge(others.affected, row)
+
+
+@dataclass
+class _Plateau:
+    """The positions whose largest value is the largest of all.
+
+    Attributes
+    ----------
+    value : float
+    pixels, squares : int
+        Sums of the number of pixels that have the value, and of its square, over the positions where it was the largest
+        so far.
+    places : _Places
+        Where it's many pixels.
+    """
+
+    value: float = -np.inf
+    pixels: int = 0
+    squares: int = 0
+    places: _Places = field(default_factory=_Places)
+
+    def merge(self, others: _Plateau, row: int) -> None:
+        self.pixels += others.pixels
+        self.squares += others.squares
+        if others.value > self.value:
+            self.value, self.places = others.value, _Places()
+        if others.value == self.value:
+            self.places.merge(others.places, row)
+
+    def spread(self, positions: int) -> float:
+        """Standard deviation of the number of pixels over its mean, of all positions: so many; others have none."""
+        mean = self.pixels / positions
+        return math.sqrt(max(self.squares / positions - mean**2, 0.0)) / mean

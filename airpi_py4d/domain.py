@@ -212,8 +212,8 @@ class ElectronCheck:
     --------
     >>> contract = Contract("example", "1", 64, 12.0, 16, {"electrons_per_pattern": (2, 1e7)})
     >>> check = ElectronCheck(contract, (3, 3))
-    >>> for row in range(3):
-    ...     check.add(row, 0, np.array([9.0, 10.0, 0.0]), np.array([False, False, True]))
+    >>> for _ in range(3):
+    ...     check.add(np.array([9.0, 10.0, 0.0]), np.array([False, False, True]))
     >>> check.finish(), check.median
     ([], 9.5)
     """
@@ -222,35 +222,33 @@ class ElectronCheck:
         self, contract: Contract, scan_shape: tuple[int, int], summed: int = 1, *, strict: bool = True
     ) -> None:
         self._contract, self._summed, self._strict = contract, summed, strict
-        self._electrons = np.full(scan_shape, np.nan)
-        self._added = 0
+        # of the positions that aren't missing, as they come; memory that isn't there before it is written to
+        self._electrons = np.empty(math.prod(scan_shape), np.float32)
+        self._added = self._counted = 0
         self._early = _EARLY_PART * self._electrons.size
 
     @property
     def median(self) -> float:
         """Electrons in the pattern that the model sees, median over the positions that aren't missing; NaN without."""
-        measured = self._electrons[~np.isnan(self._electrons)]
-        return float(np.median(measured)) * self._summed if measured.size else math.nan
+        counted = self._electrons[: self._counted]
+        return float(np.median(counted)) * self._summed if counted.size else math.nan
 
     def _judgement(self) -> tuple[str, bool]:
         return _judge(self._contract, "electrons_per_pattern", "The electrons per pattern are", self.median)
 
-    def add(
-        self, row: int, first: int, electrons: NDArray[np.floating], missing: NDArray[np.bool_] | None = None
-    ) -> None:
-        """Add neighbouring patterns of a scan row; raises as soon as an eighth of the scan is far outside.
+    def add(self, electrons: NDArray[np.floating], missing: NDArray[np.bool_] | None = None) -> None:
+        """Add patterns; raises as soon as an eighth of the scan is far outside.
 
         Parameters
         ----------
-        row, first : int
-            Scan row, and scan column of the first pattern.
         electrons : ndarray, shape (n,)
             In each pattern on the model's grid.
         missing : ndarray of bool, shape (n,), optional
             Patterns that don't count.
         """
-        here = row, slice(first, first + len(electrons))
-        self._electrons[here] = electrons if missing is None else np.where(missing, np.nan, electrons)
+        counted = electrons if missing is None else electrons[~missing]
+        self._electrons[self._counted : self._counted + len(counted)] = counted
+        self._counted += len(counted)
         before, self._added = self._added, self._added + len(electrons)
         if before < self._early <= self._added and self._strict:
             message, far = self._judgement()

@@ -138,7 +138,7 @@ def _stitched_on_device(
             if plan.resamples_alike:
                 width = min(path.layout.columns, columns - batch.first)
                 for row, found in enumerate(sums.electrons[: rows - batch.row, :width], batch.row):
-                    electrons.add(row, batch.first, found, ~batch.measured[row - batch.row, :width])
+                    electrons.add(found, ~batch.measured[row - batch.row, :width])
             if sums.features is not None:
                 features.add_sums(sums.features, sums.row)
                 image.advance(network, features, features.complete(min(sums.row + path.layout.summed_rows, rows)))
@@ -253,9 +253,9 @@ def reconstruct(
             descan = None if acquisition.descan is None else acquisition.descan[row, here]
             resampling(patterns, descan, out=whole[here])
             whole[here][~measured] = 0
-            electrons.add(row, first, whole[here].reshape(len(patterns), -1).sum(axis=1), ~measured)
+            electrons.add(whole[here].reshape(len(patterns), -1).sum(axis=1), ~measured)
             if here.stop == columns:
-                yield whole, ~bad.missing[row]
+                yield whole, ~bad.missing_of(row)
 
     def summed_patterns() -> Iterator[Measured]:
         for row, (patterns, measured) in enumerate(summed_rows(resampled_rows(), plan.sum_neighbours, plan.stride)):

@@ -210,7 +210,7 @@ class _Partition:
         else:  # which empty patterns are missing shows when the row is complete
             for n in range(len(self._row)):
                 bad.add(number, first + n, self._patterns[n : n + 1])
-        missing = bad.missing[number, here]
+        missing = bad.missing_of(number)[here]
         descan = self._plan.acquisition.descan
         patterns = self._resampling(self._patterns, None if descan is None else descan[row, here])
         patterns[missing if whole else ~np.isfinite(patterns).all(axis=(1, 2))] = 0
@@ -256,7 +256,7 @@ class _Scan:
         plan, band, columns = self._plan, self._band, self._plan.data_shape[1]
         positions = slice(part.positions.start, part.positions.stop)
         offset = part.positions.start - part.band.first * columns
-        _merge_bad(band.bad, positions, part.band.bad, offset)
+        band.bad.merge(part.band.bad, part.band.first)
         sums = part.band.electrons.ravel()[offset : offset + len(part.positions)]
         band.electrons.ravel()[positions] = sums
         self._arrived.ravel()[positions] = True
@@ -283,7 +283,7 @@ class _Scan:
             self._outside += self._electrons.finish()
 
     def _add_electrons(self, row: int) -> None:
-        self._electrons.add(row, 0, self._band.electrons[row], self._band.bad.missing[row])
+        self._electrons.add(self._band.electrons[row], self._band.bad.missing_of(row))
 
     def _assembled(self, row: int) -> Row:
         """A scan row from several partitions; empty patterns aren't missing where chance explains them.
@@ -313,16 +313,6 @@ class _Scan:
         assert self._image is not None
         self._image.update(image_network(model, self._plan), stitcher)
         return Reconstruction.of_phase(self._image, stitcher.pixel_size, provenance)
-
-
-def _merge_bad(bad: BadPositions, positions: slice, part: BadPositions, offset: int) -> None:
-    """Take over what was found at some positions, the first of which is position `offset` of the part."""
-    here = slice(offset, offset + positions.stop - positions.start)
-    for name in ("_kind", "_maximum", "_at_maximum", "_negative", "_positive"):
-        getattr(bad, name).ravel()[positions] = getattr(part, name).ravel()[here]
-    bad._largest = max(bad._largest, part._largest)
-    bad._full_scale = part._full_scale
-    bad._integers = part._integers
 
 
 class AirpiUDF(UDF):

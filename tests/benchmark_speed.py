@@ -11,6 +11,7 @@ Sections, all by default:
     batch      AIRPI, growing with the positions that the network sees at once
     memory     AIRPI: the first 100,000 positions of a lazily made 4096 x 4096 scan, a whole 512 x 512 one in a file
     limits     the network alone, its FLOP/s beside those of a large matrix product, the share of everything else
+    parts      CPU time of AIRPI's networks, reading, checks, resampling and stitching, on one thread
     profile    where AIRPI's time goes, by function
 
 Tables are printed, and written with plots and a CSV file if --output is given. Linux only (/proc). LiberTEM's SSB
@@ -39,13 +40,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from speed_limits import PRODUCT, matrix_product, network, profile
+from speed_limits import NETWORKS, PRODUCT, matrix_product, network, parts, profile
 from speed_methods import LAZY_SCAN, METHODS, Case, write_scan
 from speed_tables import Measured, markdown, memory_table, plot, shape_of
 
 from airpi_py4d.model import DEFAULT_MODEL
 
-SECTIONS = ("methods", "scan", "detector", "threads", "batch", "memory", "limits", "profile")
+SECTIONS = ("methods", "scan", "detector", "threads", "batch", "memory", "limits", "parts", "profile")
 SMALL = 8  # side of the scan that goes before
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 BATCHES = (8, 16, 32, 64, 128, 256, 512)
@@ -246,6 +247,27 @@ def shares(arguments: argparse.Namespace, benchmark: Benchmark) -> str:
     return "\n".join(lines)
 
 
+def breakdown(arguments: argparse.Namespace, benchmark: Benchmark) -> str:
+    """Table of the parts."""
+    small, file = (benchmark.scan(n, n, arguments.detector) for n in (SMALL, arguments.scan))
+    found: dict[str, dict[str, float]] = {}
+    for name in arguments.model:
+        case = Case("parts", "airpi", arguments.scan, arguments.scan, arguments.detector, name, 1)
+        found[Path(name).stem] = benchmark.apart(parts, small, file, case)
+    lines = [
+        f"CPU time [microseconds a position], one thread, {arguments.scan} x {arguments.scan} positions, "
+        f"{arguments.detector} px.",
+        "",
+        f"| | {' | '.join(found)} |",
+        f"| --- |{' --- |' * len(found)}",
+    ]
+    for part in next(iter(found.values())):
+        lines.append(f"| {part} | {' | '.join(f'{times[part]:.1f}' for times in found.values())} |")
+    shares = [1 - sum(times[part] for part in NETWORKS) / sum(times.values()) for times in found.values()]
+    lines.append(f"| share of everything but the networks | {' | '.join(f'{share:.2f}' for share in shares)} |")
+    return "\n".join(lines)
+
+
 def machine(arguments: argparse.Namespace) -> str:
     """What the figures hold for."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -282,26 +304,26 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     chosen = parse(arguments)
-    parts = [machine(chosen)]
-    print(parts[0], flush=True)
+    texts = [machine(chosen)]
+    print(texts[0], flush=True)
     with tempfile.TemporaryDirectory() as folder:
         benchmark = Benchmark(Path(folder), chosen.limit, chosen.repeats)
         for case in cases(chosen):
             benchmark.run(case)
+        described = {"limits": limits, "parts": breakdown, "profile": shares}
         for section in chosen.only:
             rows = [row for row in benchmark.rows if row.section == section]
             if rows:
-                parts += [f"## {section}", markdown(rows)]
+                texts += [f"## {section}", markdown(rows)]
             if section == "memory":
-                parts.append(memory_table(rows))
-                print(parts[-1], flush=True)
-            elif section in ("limits", "profile"):
-                text = (limits if section == "limits" else shares)(chosen, benchmark)
-                parts += [f"## {section}", text]
-                print(text, flush=True)
+                texts.append(memory_table(rows))
+                print(texts[-1], flush=True)
+            elif section in described:
+                texts += [f"## {section}", described[section](chosen, benchmark)]
+                print(texts[-1], flush=True)
     if chosen.output is not None:
         chosen.output.mkdir(parents=True, exist_ok=True)
-        (chosen.output / "speed.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        (chosen.output / "speed.md").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
         with (chosen.output / "speed.csv").open("w", newline="", encoding="utf-8") as opened:
             writer = csv.DictWriter(opened, [field.name for field in fields(Measured)])
             writer.writeheader()

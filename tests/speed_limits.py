@@ -6,16 +6,23 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 from flops import count_flop
 from speed_methods import Case, airpi
 
-from airpi_py4d import models
+from airpi_py4d import engine, models
+from airpi_py4d.checks import BadPositions
+from airpi_py4d.domain import ElectronCheck
+from airpi_py4d.feature_stitching import FeatureStitcher
 from airpi_py4d.model import Model
+from airpi_py4d.patterns import Resampling
+from airpi_py4d.stitching import Stitcher
 
 PRODUCT = 1024  # side of the matrices whose product is the machine's peak
 INTERVAL = 0.005  # between samples of the profile [s]
@@ -48,6 +55,59 @@ def network(name: str, threads: int, batch: int, seconds: float = 2) -> tuple[fl
     geometry = np.full((batch, values), 0.2, np.float32)
     flop = sum(count_flop(models.find(name), {"patterns": patterns[:1], "geometry": geometry[:1]}).values())
     return flop, batch / fastest(lambda: model(patterns, geometry), seconds)
+
+
+#: What the time of a reconstruction is divided into: functions, none of which calls another one.
+PARTS: dict[str, list[tuple[Any, str]]] = {
+    "encoder, or the whole network": [(Model, "__call__")],
+    "image network": [(Model, "image")],
+    "loading the model": [(Model, "__init__")],
+    "matrices": [(Resampling, "__init__"), (FeatureStitcher, "__init__"), (Stitcher, "__init__")],
+    "reading": [(engine, "read")],
+    "checks": [(BadPositions, "add"), (ElectronCheck, "add")],
+    "resampling": [(Resampling, "__call__")],
+    "stitching": [(FeatureStitcher, "add_row"), (Stitcher, "add_row"), (Stitcher, "result")],
+    "feature image": [(FeatureStitcher, "feature_image")],
+}
+NETWORKS = list(PARTS)[:2]
+OTHER = "everything else"
+
+
+@contextmanager
+def timed_parts(seconds: Counter[str]) -> Iterator[None]:
+    """Add the CPU time of the threads that call the functions of PARTS to `seconds` meanwhile."""
+
+    def timed(part: str, function: Callable) -> Callable:
+        def call(*arguments: Any, **options: Any) -> Any:
+            started = time.thread_time()
+            try:
+                return function(*arguments, **options)
+            finally:
+                seconds[part] += time.thread_time() - started
+
+        return call
+
+    places = [(part, owner, name) for part, entries in PARTS.items() for owner, name in entries]
+    before = [getattr(owner, name) for _, owner, name in places]
+    try:
+        for (part, owner, name), function in zip(places, before, strict=True):
+            setattr(owner, name, timed(part, function))
+        yield
+    finally:
+        for (_, owner, name), function in zip(places, before, strict=True):
+            setattr(owner, name, function)
+
+
+def parts(small: Path, file: Path, case: Case) -> dict[str, float]:
+    """CPU time [microseconds a position] of every part; with one thread nothing runs in threads that aren't timed."""
+    airpi(small, case)
+    seconds: Counter[str] = Counter()
+    started = time.process_time()
+    with timed_parts(seconds):
+        airpi(file, case)
+    total = time.process_time() - started
+    seconds[OTHER] = total - sum(seconds.values())
+    return {part: 1e6 * seconds[part] / case.positions for part in (*PARTS, OTHER)}
 
 
 class Sampler(threading.Thread):

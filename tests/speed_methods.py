@@ -233,8 +233,13 @@ METHODS = {
 
 
 def image_bytes(case: Case) -> float:
-    """Sum (complex64) and weight (float32) of the part of AIRPI's image that was reached."""
+    """Sum (complex64) and weight (float32) of the part of AIRPI's image that was reached.
+
+    Of stitched features, the phase of that part, and the error of all, which is infinite where nothing was measured.
+    """
     shape = (case.rows, case.columns, case.detector, case.detector)
     data = np.broadcast_to(np.uint16(0), shape)
     plan = Plan.of(acquisition(case.detector), Model(case.model, "cpu").contract, data)
-    return 12 * math.prod(plan.image_shape) * case.positions / (case.rows * case.columns)
+    pixels = math.prod(plan.image_shape)
+    reached = pixels * case.positions / (case.rows * case.columns)
+    return 4 * (reached + pixels) if plan.contract.features else 12 * reached

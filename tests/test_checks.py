@@ -1,6 +1,7 @@
 """Bad input: what raises, what is found in single patterns, what is said and where the warning points."""
 
 import re
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -10,6 +11,8 @@ import pytest
 import airpi_py4d
 from airpi_py4d import Acquisition, optics
 from airpi_py4d.checks import BadPositions, check_data, read, warn_user
+from airpi_py4d.domain import ElectronCheck
+from airpi_py4d.model import Contract
 
 K0 = optics.aperture_radius(300e3, 20.0)
 SHAPE = (6, 5, 24, 20)
@@ -332,6 +335,45 @@ class TestSaturated:
         data = counts()
         data[..., 3, 3] = 65535
         assert fed(data).finish() == []
+
+
+class TestRunningSums:
+    """What is kept is the same in any order and in parts, and small."""
+
+    @pytest.fixture
+    def data(self):
+        data = np.minimum(np.random.default_rng(0).poisson(np.linspace(500, 1500, 30).reshape(6, 5, 1, 1) * DISK), 1000)
+        data = data + np.random.default_rng(1).normal(0, 9, SHAPE).round().astype(int) * (data == 0)
+        data[2, 3] = 0
+        return data.clip(max=1000)
+
+    def test_parts(self, data):
+        expected = warned(fed(data))
+        assert len(expected) == 3
+        for order in ((slice(0, 2), slice(2, 3), slice(3, 6)), (slice(3, 6), slice(0, 2), slice(2, 3))):
+            whole = BadPositions(SHAPE[:2], acquisition())
+            for rows in order:
+                whole.merge(fed(data[rows]), rows.start)
+            assert warned(whole) == expected
+
+    def test_a_larger_value_begins_again(self):
+        data = np.minimum(np.random.default_rng(0).poisson(np.full((6, 5, 1, 1), 1500) * DISK), 1000)
+        data[4] = np.minimum(np.random.default_rng(0).poisson(np.full((5, 1, 1), 3000) * DISK), 2000)
+        (message,) = warned(fed(data))
+        assert message.startswith("5 of 30 patterns are saturated, at scan positions (4, 0), (4, 1)")
+        assert "they reach 2000," in message
+
+    def test_bytes_a_position(self):
+        shape = 500, 400
+        patterns = np.full((400, 4, 4), -1.0) + 3 * np.eye(4)
+        tracemalloc.start()
+        kept = BadPositions(shape, acquisition()), ElectronCheck(Contract("", "", 64, 12.0, 16, {}), shape)
+        for row in range(shape[0]):
+            missing = kept[0].add(row, 0, patterns)
+            kept[1].add(patterns.sum((1, 2)), missing)
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held / np.prod(shape) < 5.1
 
 
 class TestWarnUser:

@@ -230,7 +230,7 @@ class TestElectrons:
         for row, values in enumerate(electrons):
             for first in (0, 2):
                 part = slice(first, first + 2 if first == 0 else None)
-                check.add(row, first, values[part], None if missing is None else missing[row, part])
+                check.add(values[part], None if missing is None else missing[row, part])
         return check
 
     def test_median_of_what_was_measured(self):
@@ -266,10 +266,10 @@ class TestElectrons:
 
     def test_far_outside_raises_early(self):
         check = ElectronCheck(contract("electrons_per_pattern"), (64, 4))
-        for row in range(7):
-            check.add(row, 0, np.full(4, 0.1))
+        for _ in range(7):
+            check.add(np.full(4, 0.1))
         with pytest.raises(ValueError, match=r"are 0\.1, far outside of"):
-            check.add(7, 0, np.full(4, 0.1))
+            check.add(np.full(4, 0.1))
 
     def test_far_outside_raises_at_the_end(self):
         electrons = np.full((8, 5), 0.1)
