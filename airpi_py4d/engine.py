@@ -31,8 +31,8 @@ from airpi_py4d.result import Reconstruction
 
 _BAND_BYTES = 32e6
 _LARGEST_BAND_BYTES = 256e6
-#: Kernels, and single patterns, that the model sees at once.
-_BATCH, _PATTERNS = 128, 256
+#: Kernels, or single patterns, that the model sees at once.
+_BATCH = 128
 
 T = TypeVar("T")
 
@@ -89,8 +89,8 @@ def stitch_features(
     int
         The number of the next row, each time that one is complete.
     """
-    geometry = plan.geometry(_PATTERNS)
-    for patterns, pieces in pattern_batches(rows, _PATTERNS, first_row):
+    geometry = plan.geometry(_BATCH)
+    for patterns, pieces in pattern_batches(rows, _BATCH, first_row):
         patches = model(patterns, geometry[: len(patterns)])
         electrons = np.maximum(patterns.reshape(len(patterns), -1).sum(axis=1), 0)
         for row, first, here, measured in pieces:
@@ -267,7 +267,7 @@ def reconstruct(
             stitched = _stitched_on_device(model, plan, parts, data.dtype, electrons)
         else:
             # as many rows as the model takes at once
-            ahead = -(-_PATTERNS // data.shape[1]) if plan.contract.kernel_side == 1 else 1
+            ahead = -(-_BATCH // data.shape[1]) if plan.contract.kernel_side == 1 else 1
             with closing(_prefetched(resampled_rows(), ahead)) as made:
                 stitched = _stitched(model, plan, summed_rows(made, plan.sum_neighbours, plan.stride))
     checks = bad.finish()

@@ -14,7 +14,7 @@ import pytest
 import speed_methods
 from flops import count_flop
 from onnx import TensorProto, helper
-from speed_limits import Sampler, fastest
+from speed_limits import NETWORKS, OTHER, PARTS, Sampler, fastest, parts
 from speed_methods import METHODS, Case, Enough, LazyScan, acquisition, airpi, airpi_lazy, radius, write_scan
 from speed_tables import Measured, markdown, memory_table, plot
 
@@ -134,6 +134,24 @@ class TestFlop:
         inputs = {"patterns": np.ones((1, 3, 3, 64, 64), np.float32), "geometry": np.full((1, 3), 0.2, np.float32)}
         count = count_flop(models.find(DEFAULT_MODEL), inputs)
         assert 40e6 < sum(count.values()) < 80e6  # its card: 55 MFLOP
+
+
+class TestParts:
+    def test_are_all_found(self, file):
+        places = [place for entries in PARTS.values() for place in entries]
+        before = [getattr(*place) for place in places]
+        for model, idle in (("airpi-3-fast", set()), (DEFAULT_MODEL, {"image network", "feature image"})):
+            times = parts(file, file, CASE._replace(model=model, rows=20, columns=18))
+            assert {part for part, time in times.items() if time == 0} == idle
+            assert times[OTHER] > 0
+            assert set(NETWORKS) < set(times)
+        assert [getattr(*place) for place in places] == before
+
+    def test_table(self, tmp_path, capsys):
+        benchmark_speed.main(["--only", "parts", "--scan", "8", "--model", "airpi-3-fast"])
+        lines = capsys.readouterr().out.splitlines()
+        assert "| | airpi-3-fast |" in lines
+        assert lines[-1].startswith("| share of everything but the networks | 0.")
 
 
 class TestProfile:

@@ -211,7 +211,7 @@ class TestEngine:
     def test_batches_and_bands(self, model, monkeypatch, patterns, band):
         expected = reconstruct(counts(), acquisition(), model=model)
         monkeypatch.setattr(engine, "_BAND_BYTES", band * counts()[0].nbytes)
-        monkeypatch.setattr(engine, "_PATTERNS", patterns)
+        monkeypatch.setattr(engine, "_BATCH", patterns)
         result = reconstruct(counts(), acquisition(), model=model)
         np.testing.assert_allclose(result.phase, expected.phase, atol=1e-5)
         np.testing.assert_allclose(result.phase_error, expected.phase_error, atol=1e-5)
