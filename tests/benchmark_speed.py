@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 from speed_limits import NETWORKS, PRODUCT, matrix_product, network, parts, profile
 from speed_methods import LAZY_SCAN, METHODS, Case, write_scan
-from speed_tables import Measured, markdown, memory_table, plot, shape_of
+from speed_tables import VARIED, Measured, markdown, memory_table, plot, shape_of
 
 from airpi_py4d.model import DEFAULT_MODEL
 
@@ -56,6 +56,12 @@ def memory(name: str) -> float:
     """VmRSS (now) or VmHWM (at most) of this process [MB]; unlike ru_maxrss, without the parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+def available_memory() -> float:
+    """[MB]"""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def measure(small: Path, file: Path, case: Case) -> tuple[float, float, float, float, str]:
@@ -145,11 +151,14 @@ class Benchmark:
         return file
 
     def run(self, case: Case) -> Measured:
-        """Measure a case; one that would exceed the limit at the speed of a smaller scan is left out."""
+        """Measure a case; one that would exceed the limit or the memory, judged by a smaller scan, is left out."""
         nothing = (np.nan,) * 4
         seconds = self._expected_seconds(case)
         if seconds > self._limit:
             return self._add(case, (*nothing, f"left out: at least {seconds:.0f} s"))
+        needed, there = self._expected_memory(case), available_memory()
+        if needed > there:
+            return self._add(case, (*nothing, f"left out: {needed:.0f} MB, of which {there:.0f} are there"))
         small = self.scan(SMALL, SMALL, case.detector)
         file = small if case.method == "airpi_lazy" else self.scan(case.rows, case.columns, case.detector)
         try:
@@ -161,11 +170,20 @@ class Benchmark:
     def apart(self, function: Callable, small: Path, file: Path, case: Case) -> Any:
         return apart(function, (small, file, case), case.threads, self._limit)
 
-    def _expected_seconds(self, case: Case) -> float:
-        same = [
+    def _measured(self, case: Case) -> list[Measured]:
+        return [
             row for row in self.rows if (row.method, row.detector) == (case.label, case.detector) and row.seconds > 0
         ]
-        return min((case.positions / row.positions_per_second for row in same), default=0.0)
+
+    def _expected_seconds(self, case: Case) -> float:
+        return min((case.positions / row.positions_per_second for row in self._measured(case)), default=0.0)
+
+    def _expected_memory(self, case: Case) -> float:
+        """[MB]; of AIRPI, which streams, 0: little of it grows with the scan."""
+        if case.method.startswith("airpi"):
+            return 0.0
+        grown = ((row.peak - row.before) / (row.rows * row.columns) for row in self._measured(case))
+        return min((case.positions * a_position for a_position in grown), default=0.0)
 
     def _add(self, case: Case, figures: tuple[float, float, float, float, str]) -> Measured:
         seconds, cpu, peak, before, note = figures
@@ -284,7 +302,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help=f"again for every model (default: {DEFAULT_MODEL})")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between")
-    parser.add_argument("--output", type=Path, help="folder for speed.md, speed.csv and speed_*.png")
+    parser.add_argument("--output", type=Path, help="folder for speed_tables.md, speed.csv and speed.png")
     parser.add_argument("--scan", type=int, default=64, help="side of the scan where it isn't varied")
     parser.add_argument("--scans", type=int, nargs="+", default=[32, 64, 128, 256], help="sides in the section scan")
     parser.add_argument("--detector", type=int, default=64, help="side of the detector where it isn't varied [px]")
@@ -323,15 +341,14 @@ def main(arguments: list[str] | None = None) -> None:
                 print(texts[-1], flush=True)
     if chosen.output is not None:
         chosen.output.mkdir(parents=True, exist_ok=True)
-        (chosen.output / "speed.md").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+        (chosen.output / "speed_tables.md").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
         with (chosen.output / "speed.csv").open("w", newline="", encoding="utf-8") as opened:
             writer = csv.DictWriter(opened, [field.name for field in fields(Measured)])
             writer.writeheader()
             writer.writerows(map(asdict, benchmark.rows))
-        for section in ("scan", "detector", "threads", "batch"):
-            rows = [row for row in benchmark.rows if row.section == section]
-            if rows:
-                plot(rows, section, chosen.output / f"speed_{section}.png")
+        plotted = [row for row in benchmark.rows if row.section in VARIED]
+        if plotted:
+            plot(plotted, chosen.output / "speed.png")
 
 
 if __name__ == "__main__":

@@ -91,34 +91,32 @@ def memory_table(rows: list[Measured]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: list[Measured], section: str, file: Path) -> None:
-    """Positions/s, and for scans memory, against what the section varies."""
+VARIED = {
+    "scan": ("rows", "side of the scan"),
+    "detector": ("detector", "side of the detector [px]"),
+    "threads": ("threads", "threads"),
+    "batch": ("batch", "batch [positions]"),
+}
+
+
+def plot(rows: list[Measured], file: Path) -> None:
+    """Positions/s against what each section varies, a panel each."""
     from matplotlib.figure import Figure
 
-    varied = {
-        "scan": ("rows", "side of the scan"),
-        "detector": ("detector", "side of the detector [px]"),
-        "threads": ("threads", "threads"),
-        "batch": ("batch", "batch [positions]"),
-    }
-    attribute, label = varied[section]
-    panels = [("positions_per_second", "positions/s")]
-    if section in ("scan", "detector"):
-        panels.append(("peak", "peak memory [MB]"))
-    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
-    for axes, (quantity, name) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for method in dict.fromkeys(row.method for row in rows):
-            of_it = [row for row in rows if row.method == method]
-            axes.loglog(
-                [getattr(row, attribute) for row in of_it],
-                [getattr(row, quantity) for row in of_it],
-                "o-",
-                label=method,
-            )
-        ticks = sorted({getattr(row, attribute) for row in rows})
+    sections = [section for section in VARIED if any(row.section == section for row in rows)]
+    figure = Figure(figsize=(5.5 * len(sections), 4.5), layout="constrained")
+    methods = list(dict.fromkeys(row.method for row in rows))
+    for axes, section in zip(figure.subplots(1, len(sections), squeeze=False)[0], sections, strict=True):
+        attribute, label = VARIED[section]
+        of_section = [row for row in rows if row.section == section]
+        for number, method in enumerate(methods):
+            of_it = [row for row in of_section if row.method == method]
+            places = [getattr(row, attribute) for row in of_it]
+            axes.loglog(places, [row.positions_per_second for row in of_it], "o-", color=f"C{number}", label=method)
+        ticks = sorted({getattr(row, attribute) for row in of_section})
         axes.set_xticks(ticks, ticks)
         axes.minorticks_off()
-        axes.set(xlabel=label, ylabel=name)
+        axes.set(xlabel=label, ylabel="positions/s")
         axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(file, dpi=120)
+    axes.legend(fontsize="small")
+    figure.savefig(file, dpi=100)

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import speed_methods
 from flops import count_flop
+from matplotlib.image import imread
 from onnx import TensorProto, helper
 from speed_limits import NETWORKS, OTHER, PARTS, Sampler, fastest, parts
 from speed_methods import METHODS, Case, Enough, LazyScan, acquisition, airpi, airpi_lazy, radius, write_scan
@@ -192,6 +193,15 @@ class TestProcesses:
         assert measured.note == "left out: at least 262 s"
         assert math.isnan(measured.seconds)
 
+    def test_what_would_take_too_much_memory_is_left_out(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(benchmark_speed, "available_memory", lambda: 1000.0)
+        benchmark = benchmark_speed.Benchmark(tmp_path, limit=1e9, repeats=1)
+        benchmark.rows.append(row(method="SSB", detector=32))  # 90 MB
+        measured = benchmark.run(CASE._replace(method="SSB", model=None, rows=256, columns=256))
+        assert measured.note == "left out: 1440 MB, of which 1000 are there"
+        monkeypatch.setattr(benchmark_speed, "apart", lambda *arguments: (1.0, 1.0, 200.0, 150.0, "ran"))
+        assert benchmark.run(CASE._replace(method="SSB", model=None, rows=128, columns=128)).note == "ran"
+
     def test_what_fails_is_a_row(self, tmp_path, monkeypatch):
         def refused(*arguments):
             raise RuntimeError("ModuleNotFoundError: No module named 'ptychography40'")
@@ -213,10 +223,13 @@ class TestOutput:
         assert lines[-2].startswith("| 4096 x 4096 | airpi_lazy airpi-2 | 100000 | 90 | ")
         assert lines[-1].startswith("| 64 x 64 | airpi airpi-2 | 4096 | 90 | ")
 
-    @pytest.mark.parametrize("section", ["scan", "detector", "threads", "batch"])
-    def test_plot(self, section, tmp_path):
-        plot([row(batch=8), row(batch=16, rows=128, note="left out", peak=math.nan)], section, tmp_path / "plot.png")
-        assert (tmp_path / "plot.png").stat().st_size > 1000
+    @pytest.mark.parametrize("sections", [["scan", "detector", "threads", "batch"], ["batch"]])
+    def test_plot(self, sections, tmp_path):
+        missing = {"rows": 128, "note": "left out", "positions_per_second": math.nan}
+        rows = [row(section=section, batch=8, **more) for section in sections for more in ({}, missing)]
+        plot(rows, tmp_path / "plot.png")
+        height, width = imread(tmp_path / "plot.png").shape[:2]
+        assert (height, width) == (450, 550 * len(sections))
 
     def test_all_cases(self):
         chosen = benchmark_speed.parse(["--model", "a", "--model", "b.onnx", "--threads", "6"])
@@ -234,10 +247,10 @@ class TestOutput:
 
     def test_files(self, tmp_path, capsys):
         benchmark_speed.main(["--only", "threads", "--threads", "1", "--scan", "8", "--output", str(tmp_path)])
-        assert {path.name for path in tmp_path.iterdir()} == {"speed.md", "speed.csv", "speed_threads.png"}
+        assert {path.name for path in tmp_path.iterdir()} == {"speed_tables.md", "speed.csv", "speed.png"}
         with (tmp_path / "speed.csv").open() as opened:
             (only,) = csv.DictReader(opened)
         assert (only["section"], only["threads"], only["note"]) == ("threads", "1", "CPUExecutionProvider")
         assert 0 < float(only["before"]) <= float(only["peak"])
-        assert "## threads" in (tmp_path / "speed.md").read_text()
+        assert "## threads" in (tmp_path / "speed_tables.md").read_text()
         assert "fastest of 1" in capsys.readouterr().out
