@@ -126,7 +126,9 @@ def airpi(
     Signal2D of float32, or ComplexSignal2D of complex64 if `return_complex`
         Phase [rad] or object (its modulus is the agreement of overlapping patches, 0 to 1), shape (y, x), axes in Å.
         Pixel (0, 0) is the first scan position. ``metadata.AiRPI`` says how it was made: every parameter with its unit
-        and source, model, software, and the image's median confidence as ``confidence_median``.
+        and source, model, software, and the image's median confidence as ``confidence_median``. Of a model that judges
+        its own error, ``get_noise_variance()`` of the phase is its square [rad^2], an image too, infinite where nothing
+        was measured, and ``metadata.AiRPI.phase_error_median`` its median [rad].
 
     Raises
     ------
@@ -150,6 +152,7 @@ def airpi(
     >>> s = hs.load("scan.hspy", lazy=True)  # doctest: +SKIP
     >>> phase = s.airpi(beam_energy=300, convergence_angle=20, scan_step=0.2)  # doctest: +SKIP
     >>> phase.plot()  # doctest: +SKIP
+    >>> (phase.get_noise_variance() ** 0.5).plot()  # its error, of model="airpi-3-fast"  # doctest: +SKIP
     """
     import hyperspy.api as hs
 
@@ -344,4 +347,8 @@ def _image(
     image.metadata.set_item("General.title", f"{title} AIRPI {'object' if return_complex else 'phase'}".strip())
     image.metadata.set_item("Signal.quantity", "Object" if return_complex else "Phase (rad)")
     image.metadata.set_item("AiRPI", {**result.provenance, "confidence_median": float(np.median(result.confidence))})
+    if result.phase_error is not None:
+        image.metadata.set_item("AiRPI.phase_error_median", float(np.median(result.phase_error)))
+        if not return_complex:
+            image.set_noise_variance(hs.signals.Signal2D(result.phase_error**2, axes=image_axes))
     return image

@@ -133,8 +133,10 @@ def airpi_reconstruct(
     emdfile.Array of float32 or None
         Phase [rad], shape (rows, columns), dims in A from the first scan position, at pixel (0, 0). In the datacube's
         tree under `name`, and next to it, with the same shape, `name` + "_confidence": the agreement of overlapping
-        patches, 0 to 1. ``metadata["gen_params"]`` of both says how they were made: every parameter with its unit and
-        source, model, software, device. Both survive ``py4DSTEM.save`` and need no airpi_py4d to be read.
+        patches, 0 to 1; of a model that judges its own error also `name` + "_error": the phase's standard deviation
+        [rad], infinite where nothing was measured. ``metadata["gen_params"]`` of each says how it was made: every
+        parameter with its unit and source, model, software, device. All survive ``py4DSTEM.save`` and need no
+        airpi_py4d to be read.
 
     Raises
     ------
@@ -160,13 +162,14 @@ def airpi_reconstruct(
     >>> print(phase.metadata["gen_params"]["acquisition"])  # what was measured  # doctest: +SKIP
     >>> py4DSTEM.show(phase)  # doctest: +SKIP
     >>> py4DSTEM.show(datacube.tree("airpi_phase_confidence"))  # doctest: +SKIP
+    >>> py4DSTEM.show(datacube.tree("airpi_phase_error"))  # of model="airpi-3-fast"  # doctest: +SKIP
     """
     from emdfile import Array, Metadata
 
     from airpi_py4d import engine
 
-    confidence_name = f"{name}_confidence"
-    _check_names(self, name, confidence_name)
+    confidence_name, error_name = f"{name}_confidence", f"{name}_error"
+    _check_names(self, name, confidence_name, error_name)
     acquisition = _acquisition(
         self,
         energy=energy,
@@ -210,6 +213,10 @@ def airpi_reconstruct(
 
     phase = attached(result.phase, name, "radians")
     attached(result.confidence, confidence_name, "")
+    if result.phase_error is not None:
+        attached(result.phase_error, error_name, "radians")
+    elif error_name in self.treekeys:
+        self.tree(error_name).cut()  # of an earlier result
     if verbose:
         print(result.summary())
     return phase if returncalc else None

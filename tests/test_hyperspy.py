@@ -34,7 +34,7 @@ def pyxem_signals():
 @pytest.fixture
 def asked(monkeypatch):
     """What calibration and engine were asked; the former measures nothing, the image has two pixels a scan step."""
-    asked = SimpleNamespace()
+    asked = SimpleNamespace(phase_error=None)
 
     def calibrate(data, **given):
         asked.given = given
@@ -62,6 +62,7 @@ def asked(monkeypatch):
                 "provider": "CPUExecutionProvider",
                 "positions_per_second": 100.0,
             },
+            phase_error=asked.phase_error,
         )
 
     monkeypatch.setattr(adapter, "calibrate", calibrate)
@@ -527,6 +528,33 @@ class TestImage:
         assert image.metadata.AiRPI.acquisition.as_dictionary() == asked.acquisition.describe()
         assert image.metadata.AiRPI.model.name == "airpi-2"
         assert image.tmp_parameters.as_dictionary() == {}
+
+    def test_error(self, asked, tmp_path):
+        """Of a model that judges its own: HyperSpy's variance, an image like the phase, that is saved with it."""
+        error = np.linspace(0.1, 0.5, 63, dtype=np.float32).reshape(7, 9)
+        error[2, 3] = np.inf
+        asked.phase_error = error
+        image = calibrated_signal().airpi()
+        image.save(tmp_path / "image.hspy")
+        for each in (image, hs.load(tmp_path / "image.hspy")):
+            variance = each.get_noise_variance()
+            assert type(variance) is hs.signals.Signal2D
+            np.testing.assert_array_equal(variance.data, error**2)
+            assert each.metadata.AiRPI.phase_error_median == np.median(error)
+            for axis, of_image in zip(variance.axes_manager._axes, image.axes_manager._axes, strict=True):
+                assert axis.get_axis_dictionary() == of_image.get_axis_dictionary()
+
+    def test_error_of_the_object(self, asked):
+        """The variance is the phase's; of the object, the modulus tells."""
+        asked.phase_error = np.full((7, 9), 0.2, np.float32)
+        image = calibrated_signal().airpi(return_complex=True)
+        assert image.get_noise_variance() is None
+        assert image.metadata.AiRPI.phase_error_median == pytest.approx(0.2)
+
+    def test_no_error(self, asked):
+        image = calibrated_signal().airpi()
+        assert image.get_noise_variance() is None
+        assert not image.metadata.has_item("AiRPI.phase_error_median")
 
     def test_no_title(self, asked):
         assert plain_signal().airpi(**GIVEN).metadata.General.title == "AIRPI phase"

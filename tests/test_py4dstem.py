@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import h5py
@@ -443,7 +444,7 @@ class TestErrors:
         assert list(calibrated.treekeys) == []
         assert_unchanged(calibrated, data, params)
 
-    @pytest.mark.parametrize("taken", ["airpi_phase", "airpi_phase_confidence"])
+    @pytest.mark.parametrize("taken", ["airpi_phase", "airpi_phase_confidence", "airpi_phase_error"])
     def test_name_of_something_else(self, calibrated, calls, taken):
         other = Array(np.zeros((2, 2)), name=taken)
         calibrated.attach(other)
@@ -521,6 +522,23 @@ class TestResult:
         assert confidence.data.dtype == np.float32
         assert np.allclose(confidence.data, 0.5)
         assert all(np.array_equal(*dims) for dims in zip(confidence.dims, phase.dims, strict=True))
+
+    def test_error(self, calibrated, calls, monkeypatch, tmp_path):
+        """Of a model that judges its own; gone with the result that it belonged to."""
+        answer, error = engine.reconstruct, np.full((13, 16), 0.2, np.float32)
+        error[3, 4] = np.inf
+        with monkeypatch.context() as patched:
+            patched.setattr(engine, "reconstruct", lambda *a, **b: replace(answer(*a, **b), phase_error=error))
+            phase = calibrated.airpi_reconstruct(ENERGY, name="mine", verbose=False)
+        py4DSTEM.save(tmp_path / "scan.h5", calibrated, tree=True)
+        read = py4DSTEM.read(tmp_path / "scan.h5", datapath="datacube_root/datacube", tree=True)
+        for found in (calibrated.tree("mine_error"), read.tree("mine_error")):
+            np.testing.assert_array_equal(found.data, error)
+            assert found.units == "radians"
+            assert found.metadata["gen_params"]["call"] == 1
+            assert all(np.array_equal(*dims) for dims in zip(found.dims, phase.dims, strict=True))
+        calibrated.airpi_reconstruct(ENERGY, name="mine", verbose=False)
+        assert set(calibrated.treekeys) == {"mine", "mine_confidence"}
 
     def test_provenance(self, calibrated, calls):
         phase = calibrated.airpi_reconstruct(ENERGY, verbose=False)
