@@ -13,8 +13,8 @@ import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -49,7 +49,7 @@ def float16(model: onnx.ModelProto) -> onnx.ModelProto:
 
     ONNX Runtime's own converter casts the graph's inputs first, which counts above 65,504 do not survive.
     """
-    return converted(model, _half, "-float16")
+    return converted(model, half, "-float16")
 
 
 def int8(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -57,13 +57,15 @@ def int8(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Fourier transforms and the first convolution have few weights and a wide range of inputs: they stay in float32.
     """
-    return converted(model, _quantised, "-int8")
+    return converted(model, quantised, "-int8")
 
 
-def _half(model: onnx.ModelProto) -> onnx.ModelProto:
+def half(model: onnx.ModelProto, kind: int = TensorProto.FLOAT16) -> onnx.ModelProto:
+    """One network in float16 or bfloat16, without its metadata."""
     result = onnx.load_from_string(model.SerializeToString())
     weights = {entry.name: entry for entry in result.graph.initializer}
     nodes: list[onnx.NodeProto] = []
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
 
     def cast(name: str, output: str, kind: int) -> str:
         nodes.append(helper.make_node("Cast", [name], [output], name=f"cast/{output}", to=kind))
@@ -75,12 +77,12 @@ def _half(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         for place, name in enumerate(node.input):
             if name in weights:
-                value = numpy_helper.to_array(weights[name]).astype(np.float16)
                 if f"{name}/half" not in weights:
+                    value = numpy_helper.to_array(weights[name]).astype(dtype)
                     weights[f"{name}/half"] = numpy_helper.from_array(value, f"{name}/half")
                 node.input[place] = f"{name}/half"
             else:
-                node.input[place] = cast(name, f"{name}/half/{node.name}", TensorProto.FLOAT16)
+                node.input[place] = cast(name, f"{name}/half/{node.name}", kind)
         output = node.output[0]
         node.output[0] = f"{output}/half"
         nodes.append(node)
@@ -93,7 +95,10 @@ def _half(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _quantised(model: onnx.ModelProto) -> onnx.ModelProto:
+def quantised(
+    model: onnx.ModelProto, quantise: Callable[..., None] = quantize_dynamic, **options: Any
+) -> onnx.ModelProto:
+    """One network with its large weights in int8, by a function of ONNX Runtime's."""
     with tempfile.TemporaryDirectory() as folder:
         source, prepared, result = (Path(folder) / f"{name}.onnx" for name in ("source", "prepared", "result"))
         onnx.save(model, source)
@@ -101,7 +106,8 @@ def _quantised(model: onnx.ModelProto) -> onnx.ModelProto:
         graph = onnx.load(prepared).graph
         large = {entry.name for entry in graph.initializer if math.prod(entry.dims) > _MANY_WEIGHTS}
         excluded = [node.name for node in graph.node if large.isdisjoint(node.input)]
-        quantize_dynamic(prepared, result, per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=excluded)
+        options |= {"per_channel": True, "weight_type": QuantType.QInt8, "nodes_to_exclude": excluded}
+        quantise(prepared, result, **options)
         return onnx.load(result)
 
 

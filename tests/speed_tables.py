@@ -115,7 +115,7 @@ def plot(rows: list[Measured], file: Path) -> None:
             axes.loglog(places, [row.positions_per_second for row in of_it], "o-", color=f"C{number}", label=method)
         ticks = sorted({getattr(row, attribute) for row in of_section})
         axes.set_xticks(ticks, ticks)
-        axes.minorticks_off()
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axes.set(xlabel=label, ylabel="positions/s")
         axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
