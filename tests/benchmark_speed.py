@@ -138,10 +138,12 @@ class Benchmark:
         Longest measurement [s]; a longer one is ended.
     repeats : int
         The fastest of so many counts.
+    device : str
+        That AIRPI runs on.
     """
 
-    def __init__(self, folder: Path, limit: float, repeats: int) -> None:
-        self._folder, self._limit, self._repeats = folder, limit, repeats
+    def __init__(self, folder: Path, limit: float, repeats: int, device: str = "cpu") -> None:
+        self._folder, self._limit, self._repeats, self._device = folder, limit, repeats, device
         self.rows: list[Measured] = []
 
     def scan(self, rows: int, columns: int, detector: int) -> Path:
@@ -152,6 +154,7 @@ class Benchmark:
 
     def run(self, case: Case) -> Measured:
         """Measure a case; one that would exceed the limit or the memory, judged by a smaller scan, is left out."""
+        case = case._replace(device=self._device)
         nothing = (np.nan,) * 4
         seconds = self._expected_seconds(case)
         if seconds > self._limit:
@@ -301,6 +304,7 @@ def machine(arguments: argparse.Namespace) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help=f"again for every model (default: {DEFAULT_MODEL})")
+    parser.add_argument("--device", default="cpu", help="that AIRPI runs on, but in limits, parts and profile: the CPU")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between")
     parser.add_argument("--output", type=Path, help="folder for speed_tables.md, speed.csv and speed.png")
     parser.add_argument("--scan", type=int, default=64, help="side of the scan where it isn't varied")
@@ -325,7 +329,7 @@ def main(arguments: list[str] | None = None) -> None:
     texts = [machine(chosen)]
     print(texts[0], flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        benchmark = Benchmark(Path(folder), chosen.limit, chosen.repeats)
+        benchmark = Benchmark(Path(folder), chosen.limit, chosen.repeats, chosen.device)
         for case in cases(chosen):
             benchmark.run(case)
         described = {"limits": limits, "parts": breakdown, "profile": shares}

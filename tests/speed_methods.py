@@ -36,7 +36,9 @@ class Case(NamedTuple):
     threads : int
         For every library.
     batch : int or None
-        Positions that AIRPI's network sees at once, None for the engine's own number.
+        Positions that AIRPI's network sees at once on the CPU, None for the engine's own number.
+    device : str
+        That AIRPI runs on.
     """
 
     section: str
@@ -47,6 +49,7 @@ class Case(NamedTuple):
     model: str | None
     threads: int
     batch: int | None = None
+    device: str = "cpu"
 
     @property
     def positions(self) -> int:
@@ -146,7 +149,7 @@ def _batch(size: int | None):
 
 def airpi(file: Path, case: Case) -> str:
     with h5py.File(file) as opened, _batch(case.batch):
-        model = Model(case.model, "cpu", case.threads)
+        model = Model(case.model, case.device, case.threads)
         result = reconstruct(opened["data"], acquisition(case.detector), model=model)
     return result.provenance["provider"]
 
@@ -155,7 +158,7 @@ def airpi_lazy(file: Path, case: Case) -> str:
     """The first LAZY_POSITIONS of a scan that doesn't fit into memory."""
     data = LazyScan((case.rows, case.columns), case.detector, case.positions)
     try:
-        reconstruct(data, acquisition(case.detector), model=Model(case.model, "cpu", case.threads))
+        reconstruct(data, acquisition(case.detector), model=Model(case.model, case.device, case.threads))
     except Enough:
         return "made while it was read, stopped"
     raise RuntimeError(f"the scan of {data.shape} ended before {case.positions} positions")

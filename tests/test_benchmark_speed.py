@@ -240,6 +240,17 @@ class TestOutput:
         assert {case.rows for case in found if case.section == "memory"} == {4096, 512}
         assert min(case.rows for case in found if case.section == "batch") >= 3
 
+    def test_device(self, tmp_path, monkeypatch):
+        asked = []
+
+        def ran(function, arguments, *_):
+            asked.append(arguments[2].device)
+            return 1.0, 1.0, 200.0, 150.0, "ran"
+
+        monkeypatch.setattr(benchmark_speed, "apart", ran)
+        benchmark_speed.Benchmark(tmp_path, limit=10, repeats=1, device="cuda:1").run(CASE)
+        assert asked == ["cuda:1"]
+
     def test_unknown_section(self, capsys):
         with pytest.raises(SystemExit):
             benchmark_speed.parse(["--only", "speed"])
