@@ -149,6 +149,7 @@ TINY = {
     "validate_every": 2,
     "validation_samples": 6,
     "validation_doses": [0.0, 100.0],
+    "shards_in_memory": 3,
     "workers": 2,
     "network": {"kind": "unet", "filters": 2, "levels": 2, "blocks": 1},
     "second_phase": {"epochs": 2, "object_phase": 10.0},
@@ -278,7 +279,7 @@ def test_an_exported_network_gives_the_labelled_object_and_runs_in_the_engine(da
     assert np.isfinite(result.phase).all()
 
 
-def test_statistics_curves_and_throughput(data, shards, tmp_path):
+def test_statistics_curves_and_throughput(data, tmp_path):
     from training import curves, statistics, throughput
 
     values, shares = statistics.distributions(data)
@@ -294,6 +295,7 @@ def test_statistics_curves_and_throughput(data, shards, tmp_path):
     curves.plot(tmp_path / "history.csv", tmp_path / "curves.png")
     for name in ("statistics.png", "curves.png"):
         assert (tmp_path / name).stat().st_size > 5000
-    made, fixed = throughput.rates(recipes.recipe(TINY), shards, TINY["batch_size"])
-    assert made > 0
-    assert fixed > 0
+    recipe = recipes.recipe(TINY)
+    measured = throughput.rates(recipe, recipe.load(data, [0, 1, 2]), TINY["batch_size"], rounds=2)
+    assert measured.shape == (2, 2)
+    assert (measured > 0).all()
