@@ -198,9 +198,12 @@ def multislice(
     k = np.fft.fftfreq(grid, side / grid)
     k_squared = k[:, None] ** 2 + k[None] ** 2
     fresnel = np.exp(-1j * np.pi * optics.wavelength(illumination.energy) * slice_thickness * k_squared)
-    # the transforms don't normalise: 1 / grid^2 is in both apertures
+    # the transforms don't normalise: 1 / grid^2, for each one back to r, is in both apertures
     band = antialias_aperture((grid, grid), (side / grid, side / grid), xp=np) / grid**2
     step, limit = (xp.asarray(array.astype(np.complex64)) for array in (fresnel * band, band))
+    batch = 1 if xp is np else count
+    parts = [slice(first, first + batch) for first in range(0, count, batch)]
+    waves, forward, backward = transforms((batch, grid, grid), xp)
 
     def ramps(displacement: NDArray[np.float64]) -> tuple[Any, Any]:
         """exp(-2 pi i k . r), eq. 4, for all positions, of rows and of columns."""
@@ -208,7 +211,7 @@ def multislice(
         return xp.asarray(rows.astype(np.complex64))[:, :, None], xp.asarray(columns.astype(np.complex64))[:, None]
 
     def incident(displacement: NDArray[np.float64], defocus: float) -> Any:
-        """psi_in(r) at all positions."""
+        """psi_in(r) at all positions, times grid^2."""
         wave = illumination.wave(k, k, defocus)
         wave = xp.asarray((wave / np.sqrt((np.abs(wave) ** 2).sum())).astype(np.complex64))
         rows, columns = ramps(displacement)
@@ -219,9 +222,6 @@ def multislice(
             probes[part] = waves
         return probes
 
-    batch = 1 if xp is np else count
-    parts = [slice(first, first + batch) for first in range(0, count, batch)]
-    waves, forward, backward = transforms((batch, grid, grid), xp)
     shifts = np.zeros((len(slices), 3)) if shifts is None else shifts
     intensity = xp.zeros((count, grid, grid), xp.float32)
     wave = xp.zeros((count, grid, grid), xp.complex64)
