@@ -7,7 +7,7 @@ from ase import Atoms
 from ase.build import bulk, graphene, mx2
 
 from airpi_py4d import optics
-from training import simulation, supercell
+from training import phonons, simulation, supercell
 from training.config import read_config
 from training.structures import Specimen, cut_slab, rotation_to_z
 
@@ -177,3 +177,10 @@ def test_patterns_of_window_and_supercell_agree_where_the_windows_edge_is_far():
     )
     difference = np.linalg.norm(whole.patterns - window.patterns) / np.linalg.norm(whole.patterns)
     assert difference < 0.02
+
+
+def test_errors_of_few_phonon_configurations_fall_with_their_root():
+    rng = np.random.default_rng(4)
+    draws = 5 + rng.normal(size=(30, 4000))
+    errors = phonons.relative_errors(draws, np.full(4000, 5.0))
+    np.testing.assert_allclose(errors, 0.2 / np.sqrt(phonons.COUNTS), rtol=0.05)

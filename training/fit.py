@@ -7,7 +7,7 @@ training starts from the weights of that Keras file; with `precision = "mixed_fl
 precision; with `tensorboard = true` the scores go to RUN_FOLDER/tensorboard too. RUN_FOLDER receives `checkpoint.keras`
 after every epoch (weights, optimiser, epoch, best score and what else the schedule keeps), `history.csv` and
 `model.keras` (when the last epoch is done). Batches depend on the seed and the epoch alone, so a resumed run goes on as
-if it had never stopped.
+if it had never stopped. Exit-wave networks hold `shards_in_memory` shards at a time, the others all of them.
 """
 
 from __future__ import annotations
@@ -94,13 +94,19 @@ def fit(config: dict, data: Path, run: Path) -> None:
             model = keras.saving.load_model(config["initial_model"], compile=False)
         chosen.compile(model, 0, None)
     print(f"{len(numbers)} shards, {model.count_params()} parameters, from epoch {first}", flush=True)
-    for epoch in tqdm(range(first, chosen.epochs), initial=first, total=chosen.epochs, unit="epoch"):
+    counted = config.get("batch_size", 1)
+    samples = counted * len(chosen.batches(training, first))
+    unit = " samples" if "batch_size" in config else " batches"
+    progress = tqdm(initial=first * samples, total=chosen.epochs * samples, unit=unit)
+    shown = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: progress.update(counted))
+    for epoch in range(first, chosen.epochs):
         if chosen.changes(epoch):
             chosen.compile(model, epoch, model.optimizer)
         batches = chosen.batches(training, epoch)
         model.optimizer.learning_rate.assign(chosen.learning_rate(epoch, state))
         started = time.perf_counter()
-        loss = model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0).history["loss"][0]
+        once = {"initial_epoch": epoch, "epochs": epoch + 1, "shuffle": False, "verbose": 0, "callbacks": [shown]}
+        loss = model.fit(batches, **once).history["loss"][0]
         rate = len(batches) / (time.perf_counter() - started)
         scores = chosen.validate(model, validation, epoch, state)
         if scores:
@@ -110,6 +116,7 @@ def fit(config: dict, data: Path, run: Path) -> None:
             if config.get("tensorboard", False):
                 log_scalars(run / "tensorboard", row)
         save_atomically(model, checkpoint, state | {"epoch": epoch + 1})
+    progress.close()
     save_atomically(model, run / "model.keras", state | {"epoch": chosen.epochs})
 
 

@@ -16,6 +16,7 @@ from training.image_networks import StitchedNetwork
 from training.losses import PhaseImageError, StitchedExitWaveError, exit_wave_error, phase_scores
 from training.networks import NETWORKS
 from training.scan_batches import ScanBatches, Scans
+from training.streaming import Shards, StreamedBatches
 from training.unet import complex_unet, unet
 
 VALIDATION_DRAWS = 4
@@ -193,9 +194,9 @@ class ExitWaveRecipe:
         if unknown:
             raise ValueError(f"[second_phase] has {sorted(unknown)}, expected epochs and any of {', '.join(WEIGHTS)}.")
 
-    def load(self, folder: Path, numbers: list[int]) -> dict:
+    def load(self, folder: Path, numbers: list[int]) -> Shards:
         phase = ("phase",) if self.config["label"] == "projected_phase" else ()
-        return load_shards(folder, numbers, ("amplitudes", "exit_wave", "parameters", *phase))
+        return Shards(folder, numbers, ("amplitudes", "exit_wave", "parameters", *phase))
 
     def network(self) -> keras.Model:
         arguments = dict(self.config["network"])
@@ -208,12 +209,13 @@ class ExitWaveRecipe:
     def changes(self, epoch: int) -> bool:
         return epoch == self.first_epochs
 
-    def batches(self, shards: dict, epoch: int) -> ExitWaveBatches:
+    def batches(self, shards: Shards, epoch: int) -> StreamedBatches:
         config = self.config
-        return ExitWaveBatches(
+        return StreamedBatches(
             shards,
+            config["shards_in_memory"],
             config["batch_size"],
-            config["label"],
+            lambda arrays, seed: ExitWaveBatches(arrays, config["batch_size"], config["label"], seed, epoch),
             config["seed"],
             epoch,
             config.get("batches_per_epoch"),
@@ -229,12 +231,12 @@ class ExitWaveRecipe:
             state |= {"rate": state["rate"] / 2, "waited": 0}
         return float(state.setdefault("rate", self.config["learning_rate"]))
 
-    def validate(self, model: keras.Model, shards: dict, epoch: int, state: dict) -> dict[str, float]:
+    def validate(self, model: keras.Model, shards: Shards, epoch: int, state: dict) -> dict[str, float]:
         """Validation loss at random doses, the same each time; xc of the object's phase at every validation dose."""
-        config = self.config
+        config, arrays = self.config, shards.read()
         batch = min(config["batch_size"], config["validation_samples"])
         count = config["validation_samples"] // batch
-        fixed = ExitWaveBatches(shards, batch, config["label"], config["seed"], 0, count, augment=False)
+        fixed = ExitWaveBatches(arrays, batch, config["label"], config["seed"], 0, count, augment=False)
         scores = {"validation loss": float(model.evaluate(fixed, verbose=0))}
         if state.get("best") is None or scores["validation loss"] < state["best"]:
             state |= {"best": scores["validation loss"], "waited": 0}
@@ -244,7 +246,7 @@ class ExitWaveRecipe:
             return scores
         for dose in config["validation_doses"]:
             batches = ExitWaveBatches(
-                shards, batch, config["label"], config["seed"], 0, count, augment=False, dose=dose or float("inf")
+                arrays, batch, config["label"], config["seed"], 0, count, augment=False, dose=dose or float("inf")
             )
             pairs = [
                 (target, model.predict_on_batch(inputs)) for inputs, target in map(batches.__getitem__, range(count))

@@ -3,7 +3,7 @@
 For networks that turn every pattern into a feature patch and see the stitched image (`training.image_networks`).
 Grid and units are those of `training.simulation`; positions need not fall on the potential's pixels.
 
-    specimen -> potential slices (abTEM) -> multislice at every position -> mean intensities
+    specimen -> potential slices -> multislice at every position -> mean intensities
                                          -> projected phase at the image's pixels
 """
 
@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
 from airpi_py4d import optics
+from training.potentials import potential_slices, transmission
 from training.simulation import (
     BRIGHT_FIELD_RADIUS,
     DETECTOR,
     WINDOW,
-    _transforms,
     crop_detector,
-    potential_slices,
     propagator,
     random_illumination,
     squared_frequency,
 )
 from training.structures import Specimen
+from training.transforms import transforms
 
 #: Largest spatial frequency of patterns and phase [1 / k0], and the pixel that samples it.
 BAND = DETECTOR / 2 / BRIGHT_FIELD_RADIUS
@@ -123,26 +123,26 @@ def intensities(
     ramps = np.exp(-2j * np.pi * np.outer(at.places - whole, k))
     window = np.arange(WINDOW) - WINDOW // 2
     taken = (whole[:, None] + window) % grid
-    transmissions = [np.exp(1j * np.float32(sigma) * configuration) for configuration in slices]
+    transmissions = [transmission(configuration, sigma) for configuration in slices]
     pairs = np.stack(np.meshgrid(np.arange(n), np.arange(n), indexing="ij"), -1).reshape(-1, 2)
     result = np.empty((n * n, DETECTOR, DETECTOR), np.float32)
-    waves, forward, backward = _transforms(_BATCH)
+    waves, forward, backward = transforms((_BATCH, WINDOW, WINDOW))
     for first in range(0, len(pairs), _BATCH):
         some = pairs[first : first + _BATCH]
         count = len(some)
         waves[:count] = incident * ramps[some[:, 0]][:, :, None] * ramps[some[:, 1]][:, None, :]
-        backward.execute()
+        backward()
         start = waves[:count].copy()
         rows, columns = taken[some[:, 0]][:, :, None], taken[some[:, 1]][:, None, :]
         total = np.zeros((count, WINDOW, WINDOW), np.float32)
         for configuration in transmissions:
             waves[:count] = start
-            for number, transmission in enumerate(configuration):
-                waves[:count] *= transmission[rows, columns]
-                forward.execute()
+            for number, one_slice in enumerate(configuration):
+                waves[:count] *= one_slice[rows, columns]
+                forward()
                 if number < len(configuration) - 1:  # propagation behind the last slice changes no intensity
                     waves[:count] *= step
-                    backward.execute()
+                    backward()
             total += waves.real[:count] ** 2 + waves.imag[:count] ** 2
         # unitary transform at the end: 1 / n^2 of the squared sum
         result[first : first + count] = crop_detector(total) / (WINDOW**2 * len(slices))
@@ -187,5 +187,4 @@ def simulate_scan(
     if "phonon_choices" in config:
         config = config | {"phonon_configurations": int(rng.choice(config["phonon_choices"]))}
     slices, slice_thickness = potential_slices(specimen, illumination.grid, rng, config)
-    slices = [np.asarray(one, np.float32) for one in slices]
     return intensities(slices, slice_thickness, illumination), projected_phase(slices, illumination)

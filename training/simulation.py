@@ -3,22 +3,21 @@
 The grid is the scale-free one: the window has the side L = 12 / k0, k0 = alpha / lambda, so that the
 bright-field disk has a radius of 12 px on the 64-px detector whatever the voltage and the angle.
 
-    specimen -> potential slices (abTEM) -> probe -> multislice -> mean intensities and coherent exit waves
+    specimen -> potential slices -> probe -> multislice -> mean intensities and coherent exit waves
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
-import abtem
 import numpy as np
-import pyfftw
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
 from airpi_py4d import optics
+from training.potentials import potential_slices, transmission
 from training.structures import Specimen
+from training.transforms import transforms
 
 BRIGHT_FIELD_RADIUS = 12  # [px] on the detector
 DETECTOR = 64  # [px]
@@ -26,8 +25,6 @@ WINDOW = 128  # [px] multislice window; its k range is twice the detector's
 OBJECT = 16  # [px] side of the labels, at the detector's natural sampling L / 64
 SCAN = 5  # a scan of 5x5 positions gives 9 kernels of 3x3
 MAXIMUM_GRID = 448  # [px] side of the potential
-
-abtem.config.set({"diagnostics.progress_bar": False})
 
 
 @dataclass(frozen=True)
@@ -119,54 +116,11 @@ def random_beam(rng: np.random.Generator, config: dict) -> Beam:
     return Beam(energy, semiangle, defocus, spherical_aberration, step_pixels)
 
 
-def potential_slices(
-    specimen: Specimen, grid: int, rng: np.random.Generator, config: dict, device: str = "cpu"
-) -> tuple[list[NDArray[np.float32]], float]:
-    """Projected potential of the slices for each phonon configuration, by abTEM (Lobato, infinite projection).
-
-    `device` is abTEM's: "cpu", or "gpu" for CuPy arrays.
-
-    Returns
-    -------
-    slices : list of ndarray of float32, shape (slices, grid, grid)
-        [V A], one array a phonon configuration.
-    slice_thickness : float
-        [A]
-    """
-    count = max(1, round(specimen.thickness / config["slice_thickness"]))
-    thickness = specimen.thickness / count
-    slices = []
-    for _ in range(config["phonon_configurations"]):
-        atoms = specimen.atoms.copy()
-        atoms.positions += rng.normal(0, config["phonon_deviation"], atoms.positions.shape)
-        atoms.positions[:, 2] = np.clip(atoms.positions[:, 2], 0, specimen.thickness - 1e-3)
-        atoms.wrap()
-        potential = abtem.Potential(
-            atoms,
-            gpts=(grid, grid),
-            slice_thickness=thickness,
-            projection="infinite",
-            parametrization="lobato",
-            device=device,
-        )
-        slices.append(potential.build(lazy=False).array)
-    return slices, thickness
-
-
 def depths(specimen: Specimen, slice_thickness: float, count: int) -> tuple[float, float]:
     """Depth of the atoms' middle as multislice of `count` slices sees it, half a slice above where it is, and of the
     exit plane [A]."""
     z = specimen.atoms.positions[:, 2]
     return float((z.min() + z.max() - slice_thickness) / 2), slice_thickness * count
-
-
-@cache
-def _transforms(batch: int) -> tuple[NDArray[np.complex64], pyfftw.FFTW, pyfftw.FFTW]:
-    """In-place FFT plans on a shared buffer of shape (batch, 128, 128); neither is normalised by its call."""
-    waves = pyfftw.empty_aligned((batch, WINDOW, WINDOW), "complex64")
-    forward = pyfftw.FFTW(waves, waves, axes=(1, 2), flags=("FFTW_MEASURE",))
-    backward = pyfftw.FFTW(waves, waves, axes=(1, 2), direction="FFTW_BACKWARD", flags=("FFTW_MEASURE",))
-    return waves, forward, backward
 
 
 def squared_frequency(side: float) -> NDArray[np.float64]:
@@ -219,17 +173,17 @@ def multislice(
     window = np.arange(WINDOW) - WINDOW // 2
     rows = ((positions[:, 0, None] + window) % grid)[:, :, None]
     columns = ((positions[:, 1, None] + window) % grid)[:, None, :]
-    waves, forward, backward = _transforms(count)
+    waves, forward, backward = transforms((count, WINDOW, WINDOW))
     intensity = np.zeros((count, WINDOW, WINDOW), np.float32)
     wave = np.zeros((count, WINDOW, WINDOW), np.complex64)
     for configuration in slices:
         waves[:] = incident
-        for transmission in np.exp(1j * np.float32(sigma) * configuration):
-            np.multiply(waves, transmission[rows, columns], out=waves)
-            forward.execute()
+        for one_slice in transmission(configuration, sigma):
+            np.multiply(waves, one_slice[rows, columns], out=waves)
+            forward()
             np.multiply(waves, step, out=waves)
-            backward.execute()
-        forward.execute()
+            backward()
+        forward()
         intensity += waves.real**2 + waves.imag**2
         wave += waves
     scale = 1 / (WINDOW * len(slices))

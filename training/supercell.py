@@ -3,7 +3,7 @@
 The detector has 64 x 64 px and a bright-field disk of any radius, as for the paper's network. The specimen is one
 periodic cell, a whole number of times 64 real-space pixels of the detector wide, so that what a window leaves out
 (`training.simulation`) is simulated too; probes move by phase ramps (eqs. 4 and 5), to any position.
-The same code runs on the CPU and, with `device = "gpu"`, on CuPy arrays; abTEM's transforms serve both.
+The same code runs on the CPU and, with `device = "gpu"`, on CuPy arrays.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from abtem.antialias import antialias_aperture
 from abtem.core.backend import asnumpy, get_array_module
-from abtem.core.fft import fft2, ifft2
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
 from airpi_py4d import optics
-from training.simulation import DETECTOR, SCAN, depths, potential_slices, random_illumination
+from training.potentials import potential_slices, transmission
+from training.simulation import DETECTOR, SCAN, depths, random_illumination
 from training.structures import Specimen
+from training.transforms import transforms
 
 SMALLEST_SIDE = 10.0  # [1 / k0] of the supercell: 98 % of an Airy probe
 REACH = 2.67  # [k0] at least what multislice keeps, the inner two thirds of its k range
@@ -68,19 +69,25 @@ class Illumination:
 
     @property
     def grid(self) -> int:
-        """Side of the supercell [px]: two thirds of its k range hold the detector but its corners, and REACH."""
+        """Side of the supercell [px]: two thirds of its k range hold the detector but its corners, and REACH.
+
+        Sixteen times a product of 2, 3 and 5, which FFTW transforms fastest.
+        """
         kept = max(40 * self.repeats, REACH * self.bright_field_radius * self.repeats)
-        return 2 * int(next_fast_len(int(np.ceil(1.5 * kept))))
+        return 16 * int(next_fast_len(int(np.ceil(3 * kept / 16)), real=True))
 
     def wave(self, k_rows: NDArray, k_columns: NDArray, defocus: float = 0.0) -> NDArray[np.complex128]:
         """A(k) exp(-i chi(k)), eq. 2, at frequencies [1/A], with `defocus` [A] on top; not normalised."""
         k_squared = k_rows[:, None] ** 2 + k_columns[None] ** 2
-        angle = np.arctan2(k_columns[None], k_rows[:, None]) - self.astigmatism_angle
+        rows, columns = np.nonzero(k_squared <= optics.aperture_radius(self.energy, self.semiangle) ** 2)
+        within = k_squared[rows, columns]
+        angle = np.arctan2(k_columns[columns], k_rows[rows]) - self.astigmatism_angle
         aberrations = optics.aberration_phase(
-            k_squared, self.energy, self.defocus + defocus, self.spherical_aberration
-        ) - optics.aberration_phase(k_squared * np.cos(2 * angle), self.energy, self.astigmatism)
-        aperture = k_squared <= optics.aperture_radius(self.energy, self.semiangle) ** 2
-        return aperture * np.exp(-1j * aberrations)
+            within, self.energy, self.defocus + defocus, self.spherical_aberration
+        ) - optics.aberration_phase(within * np.cos(2 * angle), self.energy, self.astigmatism)
+        wave = np.zeros(k_squared.shape, np.complex128)
+        wave[rows, columns] = np.exp(-1j * aberrations)
+        return wave
 
     def probe(self) -> NDArray[np.complex64]:
         """psi_in(k) on the detector, shape (64, 64), centred at pixel 32; the intensities sum to 1."""
@@ -141,6 +148,18 @@ def random_detector_illumination(rng: np.random.Generator, config: dict) -> Illu
     )
 
 
+def band_limited(transmissions: Any, aperture: Any) -> Any:
+    """Transmission functions (n, grid, grid) times `aperture` in k, in place."""
+    waves, forward, backward = transforms((1, *transmissions.shape[1:]), get_array_module(transmissions))
+    for one in transmissions:
+        waves[0] = one
+        forward()
+        waves *= aperture
+        backward()
+        one[:] = waves[0]
+    return transmissions
+
+
 def multislice(
     slices: list[NDArray[np.float32]],
     slice_thickness: float,
@@ -151,7 +170,7 @@ def multislice(
     r"""Mean intensity and mean wave over the phonon configurations, eq. 9, over the whole k range of the supercell.
 
     Every slice transmits, T = exp(i sigma v_z), and propagates, both band-limited to two thirds of the k range by
-    abTEM's aperture.
+    abTEM's aperture. On the CPU the waves go through one after the other: a single one stays in the cache.
 
     Parameters
     ----------
@@ -171,36 +190,57 @@ def multislice(
     intensity : array of float32, shape (n, grid, grid)
         <|psi(k)|^2>, fraction of the beam, FFT order.
     wave : array of complex64, shape (n, grid, grid)
-        <psi(k)> with the probe's position at the origin, FFT order; |psi_in|^2 sums to 1.
+        <psi(k)> with the position (not displaced) at the origin, FFT order; |psi_in|^2 sums to 1.
     """
     xp = get_array_module(slices[0])
-    grid, side = slices[0].shape[-1], illumination.side
-    sigma = np.float32(optics.interaction_parameter(illumination.energy))
+    count, grid, side = len(positions), slices[0].shape[-1], illumination.side
+    sigma = optics.interaction_parameter(illumination.energy)
     k = np.fft.fftfreq(grid, side / grid)
     k_squared = k[:, None] ** 2 + k[None] ** 2
-    band = antialias_aperture((grid, grid), (side / grid, side / grid), xp=np)
     fresnel = np.exp(-1j * np.pi * optics.wavelength(illumination.energy) * slice_thickness * k_squared)
+    # the transforms don't normalise: 1 / grid^2, for each one back to r, is in both apertures
+    band = antialias_aperture((grid, grid), (side / grid, side / grid), xp=np) / grid**2
     step, limit = (xp.asarray(array.astype(np.complex64)) for array in (fresnel * band, band))
-    intensity = xp.zeros((len(positions), grid, grid), xp.float32)
-    wave = xp.zeros((len(positions), grid, grid), xp.complex64)
+    batch = 1 if xp is np else count
+    parts = [slice(first, first + batch) for first in range(0, count, batch)]
+    waves, forward, backward = transforms((batch, grid, grid), xp)
+
+    def ramps(displacement: NDArray[np.float64]) -> tuple[Any, Any]:
+        """exp(-2 pi i k . r), eq. 4, for all positions, of rows and of columns."""
+        rows, columns = (np.exp(-2j * np.pi * np.outer(r, k)) for r in (positions + displacement).T)
+        return xp.asarray(rows.astype(np.complex64))[:, :, None], xp.asarray(columns.astype(np.complex64))[:, None]
+
+    def incident(displacement: NDArray[np.float64], defocus: float) -> Any:
+        """psi_in(r) at all positions, times grid^2."""
+        wave = illumination.wave(k, k, defocus)
+        wave = xp.asarray((wave / np.sqrt((np.abs(wave) ** 2).sum())).astype(np.complex64))
+        rows, columns = ramps(displacement)
+        probes = xp.empty((count, grid, grid), xp.complex64)
+        for part in parts:
+            waves[:] = wave * rows[part] * columns[part]
+            backward()
+            probes[part] = waves
+        return probes
+
+    shifts = np.zeros((len(slices), 3)) if shifts is None else shifts
+    intensity = xp.zeros((count, grid, grid), xp.float32)
+    wave = xp.zeros((count, grid, grid), xp.complex64)
     for n, configuration in enumerate(slices):
-        row, column, defocus = (0.0, 0.0, 0.0) if shifts is None else shifts[n]
-        incident = illumination.wave(k, k, defocus)
-        incident = xp.asarray((incident / np.sqrt((np.abs(incident) ** 2).sum())).astype(np.complex64))
-        # eq. 4: the ramps move the probes, and afterwards their waves back to the origin
-        rows = xp.asarray(np.exp(-2j * np.pi * np.outer(positions[:, 0] + row, k)).astype(np.complex64))[:, :, None]
-        columns = xp.asarray(np.exp(-2j * np.pi * np.outer(positions[:, 1] + column, k)).astype(np.complex64))[:, None]
-        waves = incident * rows * columns
-        for transmission in ifft2(fft2(xp.exp(1j * sigma * configuration)) * limit):
-            waves = ifft2(waves, overwrite_x=True)
-            waves *= transmission
-            waves = fft2(waves, overwrite_x=True)
-            waves *= step
-        intensity += waves.real**2 + waves.imag**2
-        waves *= rows.conj()
-        waves *= columns.conj()
-        wave += waves
-    return intensity / len(slices), wave / len(slices)
+        if n == 0 or (shifts[n] != shifts[n - 1]).any():
+            probes = incident(shifts[n, :2], shifts[n, 2])
+        transmissions = band_limited(transmission(configuration, sigma), limit)
+        for part in parts:
+            waves[:] = probes[part]
+            for number, one in enumerate(transmissions):
+                if number:
+                    backward()
+                waves *= one
+                forward()
+                waves *= step
+            intensity[part] += waves.real**2 + waves.imag**2
+            wave[part] += waves
+    rows, columns = ramps(np.zeros(2))
+    return intensity / len(slices), wave * (rows.conj() * columns.conj()) / len(slices)
 
 
 def on_detector(intensity: Any, repeats: int) -> Any:
