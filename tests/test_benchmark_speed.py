@@ -15,19 +15,19 @@ import speed_methods
 from flops import count_flop
 from matplotlib.image import imread
 from onnx import TensorProto, helper
+from oracle import KERNEL_MODEL
 from speed_limits import NETWORKS, OTHER, PARTS, Sampler, fastest, parts
 from speed_methods import METHODS, Case, Enough, LazyScan, acquisition, airpi, airpi_lazy, radius, write_scan
 from speed_tables import Measured, markdown, memory_table, plot
 
 from airpi_py4d import engine, models, reconstruct
-from airpi_py4d.model import DEFAULT_MODEL
 
-CASE = Case("scan", "airpi", 8, 8, 32, DEFAULT_MODEL, 1)
+CASE = Case("scan", "airpi", 8, 8, 32, KERNEL_MODEL, 1)
 
 
 def row(**entries):
     values = {
-        **{"section": "scan", "method": "airpi airpi-2", "model": DEFAULT_MODEL, "rows": 64, "columns": 64},
+        **{"section": "scan", "method": "airpi airpi-2", "model": KERNEL_MODEL, "rows": 64, "columns": 64},
         **{"detector": 64, "threads": 2, "batch": None, "positions_per_second": 1000.0, "seconds": 4.0},
         **{"cpu_seconds": 6.0, "peak": 240.0, "before": 150.0, "ratio": 1.5, "note": "CPU"},
     }
@@ -133,7 +133,7 @@ class TestFlop:
 
     def test_shipped(self):
         inputs = {"patterns": np.ones((1, 3, 3, 64, 64), np.float32), "geometry": np.full((1, 3), 0.2, np.float32)}
-        count = count_flop(models.find(DEFAULT_MODEL), inputs)
+        count = count_flop(models.find(KERNEL_MODEL), inputs)
         assert 40e6 < sum(count.values()) < 80e6  # its card: 55 MFLOP
 
 
@@ -141,7 +141,7 @@ class TestParts:
     def test_are_all_found(self, file):
         places = [place for entries in PARTS.values() for place in entries]
         before = [getattr(*place) for place in places]
-        for model, idle in (("airpi-3-fast", set()), (DEFAULT_MODEL, {"image network", "feature image"})):
+        for model, idle in (("airpi-3-fast", set()), (KERNEL_MODEL, {"image network", "feature image"})):
             times = parts(file, file, CASE._replace(model=model, rows=20, columns=18))
             assert {part for part, time in times.items() if time == 0} == idle
             assert times[OTHER] > 0

@@ -141,7 +141,7 @@ def test_coarse_pixels_keep_the_counts_and_their_noise(pixel, offset):
         batches._count_coarse(draw, pixel, offset, True)
     # a block of 24 x 24 px holds about as many electrons, with the variance of counting
     sums = draws[:, 20:44, 20:44].sum((1, 2))
-    assert sums.mean() == pytest.approx(smooth[20:44, 20:44].sum(), rel=0.01)
+    assert sums.mean() == pytest.approx(expected[20:44, 20:44].sum(), rel=0.01)
     assert sums.var() == pytest.approx(sums.mean(), rel=0.3)
 
 
