@@ -17,7 +17,7 @@ from airpi_py4d import devices
 from airpi_py4d.feature_stitching import EXTRA_CHANNELS
 from airpi_py4d.models import GRIDS, IMAGE_NETWORK, SCHEMA, find, read
 
-DEFAULT_MODEL = "airpi-2"
+DEFAULT_MODEL = "airpi-3-fast"
 _INSTALL = 'Install one of them: pip install "airpi_py4d[cpu]" (any machine) or pip install "airpi_py4d[gpu]" (NVIDIA).'
 
 

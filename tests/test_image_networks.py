@@ -212,6 +212,8 @@ def loss_in_numpy(true, prediction, floor):
         variance = np.average((t - level) ** 2, weights=w)
         loss = np.sqrt(np.average((error - offset) ** 2, weights=w) / (variance + f) + 1e-4)
         loss += 0.5 * np.sqrt(offset**2 / (variance + level**2 + 2.5e-3 + n) + 1e-4)
+        (of_p, both), (_, of_t) = np.cov(p.ravel(), t.ravel(), aweights=w.ravel(), ddof=0)
+        loss += 0.5 * (1 - both / np.sqrt((of_p + 1e-6) * (of_t + 1e-6)))
         for axis in (0, 1):
             weights = np.delete(w, 0, axis)
             above = np.average(np.diff(error, axis=axis) ** 2, weights=weights)

@@ -39,6 +39,8 @@ def exit_wave_error(target: Any, patch: Any) -> tuple[Any, Any]:
 _LEAST_RELATIVE_ERROR = 1e-4
 #: g [rad^2]: mean phases of specimens much weaker than this count less.
 _OFFSET_FLOOR = 2.5e-3
+#: delta [rad^2], of a correlation.
+_LEAST_VARIANCE = 1e-6
 #: Of the likelihood of the error's size in the loss of a phase image.
 _LIKELIHOOD_WEIGHT = 0.1
 
@@ -96,11 +98,13 @@ class PhaseImageError(keras.losses.Loss):
     .. math:: e = \frac{\sum c (p - \phi - d)^2}{\sum c\, (v + f)}, \quad
               e' = \frac{\sum c |\nabla (p - \phi)|^2}{\sum c\, (|\nabla \phi|^2 + f)}, \quad
               e'' = \frac{d^2}{v + m^2 + g + 1 / \rho}, \quad
-              L = \sqrt{e + \epsilon} + \sqrt{e' + \epsilon} / 2 + \sqrt{e'' + \epsilon} / 2
+              r = \frac{\sum c (p - \bar p) (\phi - m)}{\sum c\, \sqrt{(v_p + \delta) (v + \delta)}}, \quad
+              L = \sqrt{e + \epsilon} + \sqrt{e' + \epsilon} / 2 + \sqrt{e'' + \epsilon} / 2 + (1 - r) / 2
                   + \lambda \frac{\sum c\, [s^2] ([p - \phi]^2 / 2 s^2 + \ln s)}{\sum c\, (v + f)}
 
     The root lets scans of many electrons, whose errors are small, count about as much as those of few. The gradient
-    (differences of neighbouring pixels) lifts high frequencies, which are weak and make an image sharp. The last term,
+    (differences of neighbouring pixels) lifts high frequencies, which are weak and make an image sharp. The correlation
+    r counts where the noise exceeds the specimen, and the other terms are content with almost no phase. The last term,
     in which what stands in brackets is held fixed, makes s the standard deviation of the error: the likelihood of a
     normal distribution, weighted by the variance (Seitzer et al. 2022), so that strong errors don't drown the rest.
 
@@ -137,6 +141,9 @@ class PhaseImageError(keras.losses.Loss):
         variance = mean(true**2) - level**2
         loss = root((mean(error**2) - offset**2) / (variance + floor))
         loss = loss + 0.5 * root(offset**2 / (variance + level**2 + _OFFSET_FLOOR + noise))
+        middle = mean(phase)
+        spread = (mean(phase**2) - middle**2 + _LEAST_VARIANCE) * (variance + _LEAST_VARIANCE)
+        loss = loss + 0.5 * (1 - (mean(phase * true) - middle * level) / ops.sqrt(spread))
         down, right = (slice(None), slice(1, None)), (slice(None), slice(None), slice(1, None))
         up, left = (slice(None), slice(None, -1)), (slice(None), slice(None), slice(None, -1))
         for after, before in ((down, up), (right, left)):
