@@ -364,7 +364,7 @@ class TestWarnings:
         self.compare(context, model, counts(dtype=np.int16) - np.int16(1), "view them as unsigned")
 
     def test_electrons(self, context, model):
-        here = acquisition(gain=1e4)
+        here = acquisition(gain=1e6)
         self.compare(context, model, counts(), "The electrons per pattern are", here, strict=False)
 
     def test_domain(self, context, model):
