@@ -8,6 +8,7 @@ import abtem
 import keras
 import numpy as np
 import pytest
+import scipy.ndimage
 from ase import Atoms
 
 from airpi_py4d import optics
@@ -213,12 +214,15 @@ def loss_in_numpy(true, prediction, floor):
         loss = np.sqrt(np.average((error - offset) ** 2, weights=w) / (variance + f) + 1e-4)
         loss += 0.5 * np.sqrt(offset**2 / (variance + level**2 + 2.5e-3 + n) + 1e-4)
         (of_p, both), (_, of_t) = np.cov(p.ravel(), t.ravel(), aweights=w.ravel(), ddof=0)
-        loss += 0.5 * (1 - both / np.sqrt((of_p + 1e-6) * (of_t + 1e-6)))
+        loss += 1 - both / np.sqrt((of_p + 1e-6) * (of_t + 1e-6))
         for axis in (0, 1):
             weights = np.delete(w, 0, axis)
             above = np.average(np.diff(error, axis=axis) ** 2, weights=weights)
             below = np.average(np.diff(t, axis=axis) ** 2, weights=weights)
-            loss += 0.25 * np.sqrt(above / (below + f) + 1e-4)
+            loss += 0.25 * np.sqrt(above / (below + floor + 2 * n) + 1e-4)
+        curvatures = [scipy.ndimage.laplace(x)[1:-1, 1:-1] ** 2 for x in (error, t)]
+        above, below = (np.average(x, weights=w[1:-1, 1:-1]) for x in curvatures)
+        loss += 0.25 * np.sqrt(above / (below + floor + 20 * n) + 1e-4)
         likelihood = np.average(s**2 * (0.5 * error**2 / s**2 + np.log(s)), weights=w)
         losses.append(loss + 0.1 * likelihood / (variance + f))
     return np.mean(losses)

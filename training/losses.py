@@ -89,24 +89,28 @@ class StitchedExitWaveError(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable("airpi")
 class PhaseImageError(keras.losses.Loss):
-    r"""Relative error of a phase image, of its gradient, and the likelihood of the error that it gives itself.
+    r"""Relative error of a phase image, of its derivatives, and the likelihood of the error that it gives itself.
 
     With the coverage c (at most 1) as weight, the true phase phi of mean m and variance v, the predicted one p, the
     mean d of the error p - phi, and f = f_0 + 1 / rho, rho the electrons in an area of 1 / k0^2, about the variance of
     a linear estimate of the phase,
 
     .. math:: e = \frac{\sum c (p - \phi - d)^2}{\sum c\, (v + f)}, \quad
-              e' = \frac{\sum c |\nabla (p - \phi)|^2}{\sum c\, (|\nabla \phi|^2 + f)}, \quad
-              e'' = \frac{d^2}{v + m^2 + g + 1 / \rho}, \quad
+              e' = \frac{\sum c |\nabla (p - \phi)|^2}{\sum c\, (|\nabla \phi|^2 + f_0 + 2 / \rho)}, \quad
+              e'' = \frac{\sum c [\nabla^2 (p - \phi)]^2}{\sum c\, ([\nabla^2 \phi]^2 + f_0 + 20 / \rho)}, \quad
+              e_0 = \frac{d^2}{v + m^2 + g + 1 / \rho}, \quad
               r = \frac{\sum c (p - \bar p) (\phi - m)}{\sum c\, \sqrt{(v_p + \delta) (v + \delta)}}, \quad
-              L = \sqrt{e + \epsilon} + \sqrt{e' + \epsilon} / 2 + \sqrt{e'' + \epsilon} / 2 + (1 - r) / 2
+              L = \sqrt{e + \epsilon} + \sqrt{e' + \epsilon} / 2 + \sqrt{e'' + \epsilon} / 4
+                  + \sqrt{e_0 + \epsilon} / 2 + 1 - r
                   + \lambda \frac{\sum c\, [s^2] ([p - \phi]^2 / 2 s^2 + \ln s)}{\sum c\, (v + f)}
 
     The root lets scans of many electrons, whose errors are small, count about as much as those of few. The gradient
-    (differences of neighbouring pixels) lifts high frequencies, which are weak and make an image sharp. The correlation
-    r counts where the noise exceeds the specimen, and the other terms are content with almost no phase. The last term,
-    in which what stands in brackets is held fixed, makes s the standard deviation of the error: the likelihood of a
-    normal distribution, weighted by the variance (Seitzer et al. 2022), so that strong errors don't drown the rest.
+    (differences of neighbouring pixels) and the Laplacian (of five pixels) lift high frequencies, which are weak and
+    make an image sharp; white noise of variance 1 / rho has 2 / rho (along each axis) and 20 / rho in them. The
+    correlation r counts where the noise exceeds the specimen, and the other terms are content with almost no phase.
+    The last term, in which what stands in brackets is held fixed, makes s the standard deviation of the error: the
+    likelihood of a normal distribution, weighted by the variance (Seitzer et al. 2022), so that strong errors don't
+    drown the rest.
 
     In: target (n, rows, columns, 2): phi [rad] and 1 / rho, the same at all pixels; prediction (n, rows, columns, 3):
     p, s [rad], c.
@@ -143,13 +147,21 @@ class PhaseImageError(keras.losses.Loss):
         loss = loss + 0.5 * root(offset**2 / (variance + level**2 + _OFFSET_FLOOR + noise))
         middle = mean(phase)
         spread = (mean(phase**2) - middle**2 + _LEAST_VARIANCE) * (variance + _LEAST_VARIANCE)
-        loss = loss + 0.5 * (1 - (mean(phase * true) - middle * level) / ops.sqrt(spread))
+        loss = loss + 1 - (mean(phase * true) - middle * level) / ops.sqrt(spread)
         down, right = (slice(None), slice(1, None)), (slice(None), slice(None), slice(1, None))
         up, left = (slice(None), slice(None, -1)), (slice(None), slice(None), slice(None, -1))
         for after, before in ((down, up), (right, left)):
             change, true_change = error[after] - error[before], true[after] - true[before]
             above, below = mean(change**2, weight[after]), mean(true_change**2, weight[after])
-            loss = loss + 0.25 * root(above / (below + floor))
+            loss = loss + 0.25 * root(above / (below + floor + noise))
+        inner = (slice(None), slice(1, -1), slice(1, -1))
+
+        def laplacian(x: Any) -> Any:
+            rows, columns = x[:, 2:, 1:-1] + x[:, :-2, 1:-1], x[:, 1:-1, 2:] + x[:, 1:-1, :-2]
+            return rows + columns - 4 * x[inner]
+
+        above, below = (mean(laplacian(x) ** 2, weight[inner]) for x in (error, true))
+        loss = loss + 0.25 * root(above / (below + floor + 19 * noise))
         fixed, size = ops.stop_gradient(error) ** 2, ops.stop_gradient(deviation) ** 2
         likelihood = mean(size * (0.5 * fixed / deviation**2 + ops.log(deviation)))
         return ops.mean(loss + _LIKELIHOOD_WEIGHT * likelihood / (variance + floor))
