@@ -163,7 +163,7 @@ def _plot(path: Path, datacube: DataCube, pixel_size: float, scores: dict[str, d
     angstrom, inverse = (4.0, "\u00c5"), (0.5, "\u00c5$^{-1}$")
     panels = (
         (f"AIRPI, xc {scores['AIRPI']['xc']:.3f}", images["airpi_phase"], pixel_size, angstrom, "phase [rad]"),
-        ("AIRPI confidence", images["airpi_phase_confidence"], pixel_size, angstrom, "confidence"),
+        ("AIRPI's estimate of its error", images["airpi_phase_error"], pixel_size, angstrom, "error [rad]"),
         ("ground truth", images["phase_truth"], step, angstrom, "phase [rad]"),
         (f"DPC, xc {scores['DPC']['xc']:.3f}", images["dpc_phase"], step, angstrom, "phase [rad]"),
         (f"SSB, xc {scores['SSB']['xc']:.3f}", images["ssb_phase"], step, angstrom, "phase [rad]"),
@@ -173,8 +173,7 @@ def _plot(path: Path, datacube: DataCube, pixel_size: float, scores: dict[str, d
     outline = [patheffects.withStroke(linewidth=4, foreground="black")]
     for axes, (title, image, pixel, (length, unit), label) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         height, width = (n * pixel for n in image.shape)
-        limits = {"vmin": 0, "vmax": 1} if label == "confidence" else {}
-        shown = axes.imshow(image, cmap="magma", extent=(0, width, height, 0), **limits)
+        shown = axes.imshow(image, cmap="magma", extent=(0, width, height, 0))
         left, bottom = 0.05 * width, 0.95 * height
         axes.plot([left, left + length], [bottom] * 2, "w", lw=3, solid_capstyle="butt", path_effects=outline)
         axes.text(

@@ -108,6 +108,9 @@ def test_demo(tmp_path, truth):
     assert airpi.units == "radians"
     assert airpi.metadata["gen_params"]["acquisition"]["k_pixel"]["value"] == [0.05, 0.05]
     assert results.tree("airpi_phase_confidence").data.shape == airpi.data.shape
+    error = results.tree("airpi_phase_error")
+    assert error.units == "radians"
+    assert 0.01 < np.median(error.data) < 0.3
     assert correlation(results.tree("dpc_phase").data[INNER], truth[INNER]) > 0.7
     assert results.tree("ssb_phase").data.shape == truth.shape
 
