@@ -12,7 +12,7 @@ import scipy.ndimage
 from ase import Atoms
 
 from airpi_py4d import optics
-from training import dataset, fit, image_networks, scan_batches, scans
+from training import dataset, features, fit, image_networks, scan_batches, scans
 from training.config import read_config
 from training.losses import PhaseImageError
 from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR, OBJECT, WINDOW
@@ -207,24 +207,23 @@ def loss_in_numpy(true, prediction, floor):
     noise, true, weight = true[:, 0, 0, 1], true[..., 0].astype(np.float64), np.minimum(coverage, 1)
     losses = []
     for t, p, s, w, n in zip(true, phase, deviation, weight, noise, strict=True):
-        f = floor + n
         error = p - t
         offset, level = np.average(error, weights=w), np.average(t, weights=w)
         variance = np.average((t - level) ** 2, weights=w)
-        loss = np.sqrt(np.average((error - offset) ** 2, weights=w) / (variance + f) + 1e-4)
-        loss += 0.5 * np.sqrt(offset**2 / (variance + level**2 + 2.5e-3 + n) + 1e-4)
+        loss = np.sqrt((np.average((error - offset) ** 2, weights=w) + n) / (variance + floor + n) + 1e-4)
+        loss += 0.5 * np.sqrt((offset**2 + n) / (variance + level**2 + 2.5e-3 + n) + 1e-4)
         (of_p, both), (_, of_t) = np.cov(p.ravel(), t.ravel(), aweights=w.ravel(), ddof=0)
-        loss += 1 - both / np.sqrt((of_p + 1e-6) * (of_t + 1e-6))
+        loss += 1 - both / np.sqrt((of_p + 1e-8) * (of_t + 1e-8))
         for axis in (0, 1):
             weights = np.delete(w, 0, axis)
             above = np.average(np.diff(error, axis=axis) ** 2, weights=weights)
             below = np.average(np.diff(t, axis=axis) ** 2, weights=weights)
-            loss += 0.25 * np.sqrt(above / (below + floor + 2 * n) + 1e-4)
+            loss += 0.25 * np.sqrt((above + 2 * n) / (below + floor + 2 * n) + 1e-4)
         curvatures = [scipy.ndimage.laplace(x)[1:-1, 1:-1] ** 2 for x in (error, t)]
         above, below = (np.average(x, weights=w[1:-1, 1:-1]) for x in curvatures)
-        loss += 0.25 * np.sqrt(above / (below + floor + 20 * n) + 1e-4)
+        loss += 0.25 * np.sqrt((above + 20 * n) / (below + floor + 20 * n) + 1e-4)
         likelihood = np.average(s**2 * (0.5 * error**2 / s**2 + np.log(s)), weights=w)
-        losses.append(loss + 0.1 * likelihood / (variance + f))
+        losses.append(loss + 0.1 * likelihood / (variance + floor + n))
     return np.mean(losses)
 
 
@@ -245,14 +244,14 @@ def test_the_receptive_field_is_within_the_margin():
     rng = np.random.default_rng(0)
     network.set_weights([w + rng.normal(0, 0.3, w.shape).astype(np.float32) for w in network.get_weights()])
     margin = image_networks.receptive_margin(**IMAGE)
-    image = rng.normal(size=(1, 6, 96, 96)).astype(np.float32)
+    image = rng.normal(size=(1, 6, 128, 96)).astype(np.float32)
     image[:, 4:] = 0.5
     changed = image.copy()
-    changed[:, :, 48, 48] += 1
+    changed[:, :, 64, 48] += 1
     geometry = np.array([[0.15, 0.2, 0, 0]], np.float32)
     difference = np.abs(np.asarray(network([image, geometry])["phase"] - network([changed, geometry])["phase"]))[0, 0]
     seen = np.argwhere(difference > 0)
-    assert 8 < np.abs(seen - 48).max() <= margin
+    assert 8 < np.abs(seen - [64, 48]).max() <= margin
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +318,35 @@ def test_a_resumed_training_goes_on_as_if_it_had_never_stopped(data, tmp_path, m
     for one, other in zip(whole.get_weights(), stopped.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
     assert (tmp_path / "stopped" / "history.csv").read_text().count("\n") == 3
+
+
+def test_the_image_network_alone_is_trained_on_features_of_its_encoder(data, tmp_path):
+    keras.utils.set_random_seed(6)
+    network = image_networks.StitchedNetwork(ENCODER, IMAGE)
+    network.save(tmp_path / "start.keras")
+    arrays = features.make_features(network, data, 1, views=2, seed=0)
+    scan = scan_batches.ScanBatches(scan_batches.Scans(data, [1]), 0, 1, 1, whole=True)[2]
+    np.testing.assert_allclose(arrays["features_5"], network.feature_image(scan[0])[0], rtol=2e-3, atol=2e-3)
+    np.testing.assert_array_equal(arrays["target_5"], scan[1][0, ..., 0])
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for number in range(3):
+        np.savez(dataset.shard_path(folder, number), **features.make_features(network, data, number, views=2, seed=0))
+    batches = features.FeatureBatches(features.Features(folder, [1]), 4, seed=1)
+    inputs, target = batches[3]
+    assert inputs["features"].shape[2:] == target.shape[1:3]
+    alone = float(PhaseImageError(2e-4)(scan[1], network({"features": arrays["features_5"][None], **scan[0]})))
+    assert alone == pytest.approx(float(PhaseImageError(2e-4)(scan[1], network(scan[0]))), rel=1e-2)
+    config = CONFIGURATION | {"network": {"kind": "stitched_image"}, "initial_model": str(tmp_path / "start.keras")}
+    fit.fit(config | {"validation_doses": [60.0, 1e4]}, folder, tmp_path / "run")
+    trained = keras.saving.load_model(tmp_path / "run" / "model.keras", compile=False)
+    for one, other in zip(network.encoder.get_weights(), trained.encoder.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    moved = [
+        np.abs(one - other).max()
+        for one, other in zip(network.image.get_weights(), trained.image.get_weights(), strict=True)
+    ]
+    assert max(moved) > 1e-4
 
 
 JAX_LOSS = """

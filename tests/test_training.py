@@ -10,6 +10,7 @@ import pytest
 from ase import Atoms
 
 from airpi_py4d import Acquisition, optics, reconstruct
+from airpi_py4d.patterns import resampling_matrix
 from export import to_onnx
 from training import batches, dataset, fit, losses, networks, simulation, structures
 from training.config import read_config
@@ -126,6 +127,45 @@ def test_batches_record_poisson_counts_on_the_detector():
         assert seen.var() == pytest.approx(mean, rel=0.1 if mean < 0.1 else 0.05)
         assert (seen == np.rint(seen)).all()
         assert out.sum() == seen.sum()
+
+
+@pytest.mark.parametrize(("pixel", "offset"), [(0.37, 0.1), (0.53, 0.2), (1.0, 0.4)])
+def test_fine_pixels_keep_the_counts(pixel, offset):
+    given = np.zeros((64, 64), np.float32)
+    given[20, 30], given[40, 41] = 9, 4
+    expected = given.copy()
+    batches._spread_fine(expected, pixel, offset, False)
+    assert expected.sum() == pytest.approx(13, rel=1e-5)
+    assert expected[19:22, 29:32].sum() == pytest.approx(9, rel=1e-5)
+    mean = np.zeros_like(given)
+    for _ in range(2000):
+        draw = given.copy()
+        batches._spread_fine(draw, pixel, offset, True)
+        mean += draw / 2000
+    np.testing.assert_allclose(mean, expected, atol=0.12)
+
+
+def test_fine_pixels_are_as_the_engine_resamples_them():
+    # counts of a detector with pixels of 0.53 grid pixels: sum of roots, which knows how electrons are shared
+    pixel, side, density = 0.53, 122, 0.14
+    k0 = Acquisition(200e3, 20.0, 0.2, (1, 1)).aperture_radius
+    detector = Acquisition(200e3, 20.0, 0.2, (k0 / 12 * pixel,) * 2, center=(side // 2, side // 2))
+    resampling = resampling_matrix((side, side), detector, 64, k0 / 12)
+    rng = np.random.default_rng(0)
+
+    def disk(n, size):
+        k = (np.arange(n) - n // 2) * size
+        return (k[:, None] ** 2 + k[None] ** 2 <= 12**2) * density * size**2
+
+    roots = {"engine": 0.0, "training": 0.0, "on the grid": 0.0}
+    for _ in range(200):
+        roots["engine"] += np.sqrt(resampling @ rng.poisson(disk(side, pixel)).ravel()).sum() / 200
+        counts = rng.poisson(disk(64, 1.0)).astype(np.float32)
+        roots["on the grid"] += np.sqrt(counts).sum() / 200
+        batches._spread_fine(counts, pixel, (32.5 - pixel / 2) % pixel, True)
+        roots["training"] += np.sqrt(counts).sum() / 200
+    assert roots["training"] == pytest.approx(roots["engine"], rel=0.05)
+    assert roots["on the grid"] < 0.8 * roots["engine"]
 
 
 @pytest.mark.parametrize(("pixel", "offset"), [(2, 0), (3, 2), (4, 1)])

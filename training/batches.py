@@ -78,6 +78,72 @@ def _count_coarse(mean: NDArray, pixel: int, offset: int, counted: bool) -> None
 
 
 @njit(nogil=True, cache=True)
+def _parts(size: int, pixel: float, offset: float) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Detector pixels, `pixel` grid pixels wide (at most 1), that each of `size` grid pixels is made of, along an axis.
+
+    Returns their number, the part of the grid pixel in each, the grid pixel that each begins in and the share of it
+    there; the rest is in the next one.
+    """
+    most = int(1 / pixel) + 3
+    number, inside = np.zeros(size, np.int64), np.zeros((size, most))
+    begins, share = np.zeros((size, most), np.int64), np.zeros((size, most))
+    for i in range(size):
+        first = int(np.floor((i - offset) / pixel))
+        for d in range(first, first + most):
+            start = offset + d * pixel
+            overlap = min(start + pixel, i + 1.0) - max(start, float(i))
+            if overlap > 1e-9:
+                n = number[i]
+                inside[i, n] = overlap
+                begins[i, n] = int(np.floor(start))
+                share[i, n] = min(1.0, (np.floor(start) + 1 - start) / pixel)
+                number[i] = n + 1
+    return number, inside, begins, share
+
+
+@njit(nogil=True, cache=True)
+def _drawn(probabilities: NDArray, number: int) -> int:
+    """One of the first few, at random."""
+    draw = np.random.random() * probabilities[:number].sum()
+    for n in range(number - 1):
+        draw -= probabilities[n]
+        if draw < 0:
+            return n
+    return number - 1
+
+
+@njit(nogil=True, cache=True)
+def _spread_fine(counts: NDArray, pixel: float, offset: float, counted: bool) -> None:
+    """What averaging over areas makes of counts on detector pixels smaller than the grid's; in place, shape (64, 64).
+
+    Each electron is somewhere in its grid pixel, so in one detector pixel, the electrons of which are shared by the
+    grid pixels that it lies in. Of many electrons, and where they aren't `counted`, the expectation.
+    """
+    size = len(counts)
+    number, inside, begins, share = _parts(size, pixel, offset)
+    given = counts.copy()
+    counts[:] = 0.0
+    for row in range(size):
+        for column in range(size):
+            electrons = given[row, column]
+            if electrons == 0.0:
+                continue
+            single = counted and electrons <= 20.0
+            for n in range(int(electrons) if single else number[row] * number[column]):
+                if single:
+                    a, b = _drawn(inside[row], number[row]), _drawn(inside[column], number[column])
+                    weight = 1.0
+                else:
+                    a, b = n // number[column], n % number[column]
+                    weight = electrons * inside[row, a] * inside[column, b]
+                i, j, u, v = begins[row, a], begins[column, b], share[row, a], share[column, b]
+                for k, along in ((i, u), (i + 1, 1 - u)):
+                    for m, across in ((j, v), (j + 1, 1 - v)):
+                        if 0 <= k < size and 0 <= m < size:
+                            counts[k, m] += weight * along * across
+
+
+@njit(nogil=True, cache=True)
 def _record(
     clean: NDArray,
     doses: NDArray,
@@ -92,7 +158,8 @@ def _record(
     """What a detector records of `clean` (n, 9, 64, 64): misaligned, cut off at `half_widths` [px], counted.
 
     A dose of 0 stands for no noise: the expected counts at 1e7 electrons. `pixels` is the size of a detector pixel
-    [grid pixels]; those above 1 lie `offsets` off the grid and are spread over it linearly.
+    [grid pixels]; others than 1 lie `offsets` off the grid, those above 1 (whole numbers) are spread over it linearly,
+    those below 1 averaged over areas.
     """
     np.random.seed(seed)
     n, kernel, size, _ = clean.shape
@@ -120,9 +187,11 @@ def _record(
                         bottom = (1 - u) * clean[b, k, i + 1, j] + u * clean[b, k, i + 1, j + 1]
                         mean = (1 - v) * top + v * bottom
                     mean *= weight
-                    out[b, k, row, column] = _poisson(mean) if doses[b] > 0 and pixels[b] == 1 else mean
+                    out[b, k, row, column] = _poisson(mean) if doses[b] > 0 and pixels[b] <= 1 else mean
             if pixels[b] > 1:
-                _count_coarse(out[b, k], pixels[b], offsets[b], doses[b] > 0)
+                _count_coarse(out[b, k], int(pixels[b]), int(offsets[b]), doses[b] > 0)
+            elif pixels[b] < 1:
+                _spread_fine(out[b, k], pixels[b], offsets[b], doses[b] > 0)
 
 
 def vacuum_pattern() -> NDArray[np.float32]:

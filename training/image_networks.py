@@ -421,11 +421,16 @@ class StitchedNetwork(keras.Model):
         x = x / ops.maximum(weight, 1e-6)[:, None]
         return ops.concatenate([x, ops.minimum(level, 1.0)[:, None], coverage[:, None]], axis=1)
 
-    def call(self, inputs: dict) -> Any:
+    def feature_image(self, inputs: dict) -> Any:
+        """Features, level and coverage (n, features + 6, pixels, pixels) of the patterns."""
         patterns, geometry = inputs["patterns"], inputs["geometry"]
         flat = ops.reshape(patterns, (-1, DETECTOR, DETECTOR))
         of_patterns = ops.repeat(geometry, ops.shape(patterns)[1] ** 2, axis=0)
-        x = self.stitched(patterns, self.encoder([flat, of_patterns]), inputs, geometry[:, :1])
+        return self.stitched(patterns, self.encoder([flat, of_patterns]), inputs, geometry[:, :1])
+
+    def call(self, inputs: dict) -> Any:
+        geometry = inputs["geometry"]
+        x = inputs["features"] if "features" in inputs else self.feature_image(inputs)
         image = self.image([x, ops.concatenate([inputs["pixel_size"], geometry], axis=1)])
         maps = ops.concatenate([image["phase"], image["phase_error"], x[:, -1:]], axis=1)
         return ops.transpose(maps, (0, 2, 3, 1))

@@ -40,7 +40,7 @@ _LEAST_RELATIVE_ERROR = 1e-4
 #: g [rad^2]: mean phases of specimens much weaker than this count less.
 _OFFSET_FLOOR = 2.5e-3
 #: delta [rad^2], of a correlation.
-_LEAST_VARIANCE = 1e-6
+_LEAST_VARIANCE = 1e-8
 #: Of the likelihood of the error's size in the loss of a phase image.
 _LIKELIHOOD_WEIGHT = 0.1
 
@@ -91,26 +91,30 @@ class StitchedExitWaveError(keras.losses.Loss):
 class PhaseImageError(keras.losses.Loss):
     r"""Relative error of a phase image, of its derivatives, and the likelihood of the error that it gives itself.
 
-    With the coverage c (at most 1) as weight, the true phase phi of mean m and variance v, the predicted one p, the
-    mean d of the error p - phi, and f = f_0 + 1 / rho, rho the electrons in an area of 1 / k0^2, about the variance of
-    a linear estimate of the phase,
+    With means < > weighted by the coverage c (at most 1), the true phase phi of mean m and variance v, the predicted
+    one p, the mean d of the error p - phi, and n = 1 / rho, rho the electrons in an area of 1 / k0^2, about the
+    variance of a linear estimate of the phase,
 
-    .. math:: e = \frac{\sum c (p - \phi - d)^2}{\sum c\, (v + f)}, \quad
-              e' = \frac{\sum c |\nabla (p - \phi)|^2}{\sum c\, (|\nabla \phi|^2 + f_0 + 2 / \rho)}, \quad
-              e'' = \frac{\sum c [\nabla^2 (p - \phi)]^2}{\sum c\, ([\nabla^2 \phi]^2 + f_0 + 20 / \rho)}, \quad
-              e_0 = \frac{d^2}{v + m^2 + g + 1 / \rho}, \quad
-              r = \frac{\sum c (p - \bar p) (\phi - m)}{\sum c\, \sqrt{(v_p + \delta) (v + \delta)}}, \quad
+    .. math:: e = \frac{\langle (p - \phi - d)^2 \rangle + n}{v + f_0 + n}, \quad
+              e' = \frac{\langle |\nabla (p - \phi)|^2 \rangle + 2 n}
+                        {\langle |\nabla \phi|^2 \rangle + f_0 + 2 n}, \quad
+              e'' = \frac{\langle [\nabla^2 (p - \phi)]^2 \rangle + 20 n}
+                         {\langle [\nabla^2 \phi]^2 \rangle + f_0 + 20 n}, \quad
+              e_0 = \frac{d^2 + n}{v + m^2 + g + n}, \quad
+              r = \frac{\langle (p - \bar p) (\phi - m) \rangle}{\sqrt{(v_p + \delta) (v + \delta)}}, \quad
               L = \sqrt{e + \epsilon} + \sqrt{e' + \epsilon} / 2 + \sqrt{e'' + \epsilon} / 4
                   + \sqrt{e_0 + \epsilon} / 2 + 1 - r
-                  + \lambda \frac{\sum c\, [s^2] ([p - \phi]^2 / 2 s^2 + \ln s)}{\sum c\, (v + f)}
+                  + \lambda \frac{\langle [s^2] ([p - \phi]^2 / 2 s^2 + \ln s) \rangle}{v + f_0 + n}
 
-    The root lets scans of many electrons, whose errors are small, count about as much as those of few. The gradient
-    (differences of neighbouring pixels) and the Laplacian (of five pixels) lift high frequencies, which are weak and
-    make an image sharp; white noise of variance 1 / rho has 2 / rho (along each axis) and 20 / rho in them. The
-    correlation r counts where the noise exceeds the specimen, and the other terms are content with almost no phase.
-    The last term, in which what stands in brackets is held fixed, makes s the standard deviation of the error: the
-    likelihood of a normal distribution, weighted by the variance (Seitzer et al. 2022), so that strong errors don't
-    drown the rest.
+    The root lets scans of many electrons, whose errors are small, count about as much as those of few. The noise n in
+    the numerators makes errors below it count little: without it the steep root at 0 rewards a network so much for
+    leaving what is almost empty exactly empty that it gives no weak specimen at all where it can't tell the two. The
+    gradient (differences of neighbouring pixels; the mean over both axes of the roots) and the Laplacian (of five)
+    lift high frequencies, which are weak and make an image sharp; white noise of variance n has 2 n (along each axis)
+    and 20 n in them. The correlation doesn't depend on the phase's size, which shrinks where noise exceeds the
+    specimen. The last term, in which what stands in brackets is held fixed, makes s the standard deviation of the
+    error: the likelihood of a normal distribution, weighted by the variance (Seitzer et al. 2022), so that strong
+    errors don't drown the rest.
 
     In: target (n, rows, columns, 2): phi [rad] and 1 / rho, the same at all pixels; prediction (n, rows, columns, 3):
     p, s [rad], c.
@@ -118,7 +122,7 @@ class PhaseImageError(keras.losses.Loss):
     Parameters
     ----------
     strength_floor : float
-        f_0 [rad^2]: specimens weaker than f count less.
+        f_0 [rad^2]: specimens weaker than this count less.
     """
 
     def __init__(self, strength_floor: float, name: str = "phase_image_error", **kwargs: Any) -> None:
@@ -131,20 +135,20 @@ class PhaseImageError(keras.losses.Loss):
     def call(self, target: Any, prediction: Any) -> Any:
         true, phase, deviation = target[..., 0], prediction[..., 0], prediction[..., 1]
         noise = target[:, 0, 0, 1]
-        floor = self.strength_floor + noise
+        floor = self.strength_floor
         weight = ops.minimum(prediction[..., 2], 1.0)
         error = phase - true
 
         def mean(values: Any, weights: Any = weight) -> Any:
             return ops.sum(weights * values, axis=(1, 2)) / ops.sum(weights, axis=(1, 2))
 
-        def root(ratio: Any) -> Any:
-            return ops.sqrt(ratio + _LEAST_RELATIVE_ERROR)
+        def root(above: Any, below: Any, of_noise: Any) -> Any:
+            return ops.sqrt((above + of_noise) / (below + of_noise) + _LEAST_RELATIVE_ERROR)
 
         offset, level = mean(error), mean(true)
         variance = mean(true**2) - level**2
-        loss = root((mean(error**2) - offset**2) / (variance + floor))
-        loss = loss + 0.5 * root(offset**2 / (variance + level**2 + _OFFSET_FLOOR + noise))
+        loss = root(mean(error**2) - offset**2, variance + floor, noise)
+        loss = loss + 0.5 * root(offset**2, variance + level**2 + _OFFSET_FLOOR, noise)
         middle = mean(phase)
         spread = (mean(phase**2) - middle**2 + _LEAST_VARIANCE) * (variance + _LEAST_VARIANCE)
         loss = loss + 1 - (mean(phase * true) - middle * level) / ops.sqrt(spread)
@@ -153,7 +157,7 @@ class PhaseImageError(keras.losses.Loss):
         for after, before in ((down, up), (right, left)):
             change, true_change = error[after] - error[before], true[after] - true[before]
             above, below = mean(change**2, weight[after]), mean(true_change**2, weight[after])
-            loss = loss + 0.25 * root(above / (below + floor + noise))
+            loss = loss + 0.25 * root(above, below + floor, 2 * noise)
         inner = (slice(None), slice(1, -1), slice(1, -1))
 
         def laplacian(x: Any) -> Any:
@@ -161,10 +165,10 @@ class PhaseImageError(keras.losses.Loss):
             return rows + columns - 4 * x[inner]
 
         above, below = (mean(laplacian(x) ** 2, weight[inner]) for x in (error, true))
-        loss = loss + 0.25 * root(above / (below + floor + 19 * noise))
+        loss = loss + 0.25 * root(above, below + floor, 20 * noise)
         fixed, size = ops.stop_gradient(error) ** 2, ops.stop_gradient(deviation) ** 2
         likelihood = mean(size * (0.5 * fixed / deviation**2 + ops.log(deviation)))
-        return ops.mean(loss + _LIKELIHOOD_WEIGHT * likelihood / (variance + floor))
+        return ops.mean(loss + _LIKELIHOOD_WEIGHT * likelihood / (variance + floor + noise))
 
 
 def overlapping_kernels(relative_step: NDArray) -> NDArray[np.float64]:

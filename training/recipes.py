@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from training.batches import Batches
 from training.dataset import load_shards
 from training.exit_wave_batches import ExitWaveBatches, correlation
 from training.exit_wave_loss import WEIGHTS, ExitWaveLoss
+from training.features import FeatureBatches, Features
 from training.image_networks import StitchedNetwork
 from training.losses import PhaseImageError, StitchedExitWaveError, exit_wave_error, phase_scores
 from training.networks import NETWORKS
@@ -20,7 +22,7 @@ from training.streaming import Shards, StreamedBatches
 from training.unet import complex_unet, unet
 
 VALIDATION_DRAWS = 4
-STITCHED_KIND = "stitched"
+STITCHED_KIND, IMAGE_KIND = "stitched", "stitched_image"
 EXIT_WAVE_NETWORKS = {network.__name__: network for network in (unet, complex_unet)}
 
 
@@ -57,7 +59,9 @@ def recipe(config: dict) -> Recipe:
         return ExitWaveRecipe(config)
     if kind == STITCHED_KIND:
         return StitchedRecipe(config)
-    known = [*NETWORKS, *EXIT_WAVE_NETWORKS, STITCHED_KIND]
+    if kind == IMAGE_KIND:
+        return ImageRecipe(config)
+    known = [*NETWORKS, *EXIT_WAVE_NETWORKS, STITCHED_KIND, IMAGE_KIND]
     raise ValueError(f"kind of [network] is {kind!r}; known are {', '.join(known)}.")
 
 
@@ -132,14 +136,11 @@ class WindowRecipe:
         return scores
 
 
-class StitchedRecipe:
-    """Pattern encoder and image network: AdamW, cosine decay, relative error of the phase image."""
+class PhaseImageRecipe:
+    """Networks that give a phase image: AdamW, cosine decay, relative error of the phase image."""
 
     def __init__(self, config: dict) -> None:
         self.config, self.epochs = config, config["epochs"]
-
-    def load(self, folder: Path, numbers: list[int]) -> Scans:
-        return Scans(folder, numbers)
 
     def network(self) -> keras.Model:
         return StitchedNetwork(self.config["encoder"], self.config["image"])
@@ -152,12 +153,19 @@ class StitchedRecipe:
     def changes(self, epoch: int) -> bool:
         return False
 
+    def learning_rate(self, epoch: int, state: dict) -> float:
+        return cosine_decay(self.config, epoch)
+
+
+class StitchedRecipe(PhaseImageRecipe):
+    """Pattern encoder and image network together, on whole scans."""
+
+    def load(self, folder: Path, numbers: list[int]) -> Scans:
+        return Scans(folder, numbers)
+
     def batches(self, shards: Scans, epoch: int) -> ScanBatches:
         config = self.config
         return ScanBatches(shards, config["batches_per_epoch"], config["seed"], epoch, workers=2, max_queue_size=8)
-
-    def learning_rate(self, epoch: int, state: dict) -> float:
-        return cosine_decay(self.config, epoch)
 
     def validate(self, model: keras.Model, shards: Scans, epoch: int, state: dict) -> dict[str, float]:
         """Median relative error and mean correlation of the phase at every validation dose."""
@@ -175,6 +183,41 @@ class StitchedRecipe:
             name = f"{dose:g}" if dose else "no noise"
             scores[f"error at {name}"] = float(np.median(errors))
             scores[f"xc at {name}"] = float(np.mean(correlations))
+        return scores
+
+
+class ImageRecipe(PhaseImageRecipe):
+    """The image network alone, on feature images (`training.features`) that its encoder made."""
+
+    def load(self, folder: Path, numbers: list[int]) -> Features:
+        return Features(folder, numbers)
+
+    def compile(self, model: keras.Model, epoch: int, optimizer: Any) -> None:
+        model.encoder.trainable = False
+        super().compile(model, epoch, optimizer)
+
+    def batches(self, shards: Features, epoch: int) -> FeatureBatches:
+        config = self.config
+        return FeatureBatches(shards, config["batches_per_epoch"], config["seed"], epoch, workers=1, max_queue_size=8)
+
+    def validate(self, model: keras.Model, shards: Features, epoch: int, state: dict) -> dict[str, float]:
+        """Mean correlation of the phase of images by their dose, electrons in 1 / k0^2."""
+        config = self.config
+        if (epoch + 1) % config["validate_every"] and epoch + 1 != self.epochs:
+            return {}
+        correlations = []
+        for image, target, row in zip(shards.images, shards.targets, shards.numbers, strict=True):
+            features = image[None].astype(np.float32)
+            inputs = {"features": features, "geometry": row[None, :3], "pixel_size": row[None, 3:4]}
+            seen = target != 0
+            predicted = np.asarray(model(inputs))[0, ..., 0]
+            flat = seen.sum() == 0 or target[seen].std() == 0
+            correlations.append(np.nan if flat else np.corrcoef(predicted[seen], target[seen])[0, 1])
+        noise = shards.numbers[:, 4]
+        scores, edges = {}, [*config["validation_doses"], np.inf]
+        for low, high in itertools.pairwise(edges):
+            chosen = (noise <= 1 / low) & (noise > 1 / high if np.isfinite(high) else True)
+            scores[f"xc from {low:g}"] = float(np.nanmean(np.array(correlations)[chosen]))
         return scores
 
 

@@ -29,6 +29,8 @@ PATTERNS_A_BATCH = 1024
 #: Smaller errors of the calibration than `training.batches` has: they blur what many electrons could show.
 DEFOCUS_UNTOLD_SHARE, DEFOCUS_ERROR = 0.1, 0.08
 MISALIGNED_SHARE, CENTER_ERROR, SCALE_ERROR = 0.6, 0.15, 0.01
+#: Share of detectors whose pixels are smaller than the grid's, and their size [grid pixels].
+FINE_SHARE, FINE_PIXELS = 0.5, (0.3, 1.0)
 #: Electrons in an area of 1 / k0^2, drawn evenly on a logarithmic scale.
 SCAN_DOSE_RANGE = (60.0, 3e6)
 
@@ -101,14 +103,24 @@ class ScanBatches(keras.utils.PyDataset):
         They decide every random choice.
     dose : float, optional
         For validation: this many electrons in 1 / k0^2 (0 for no noise), every scan once and no augmentation.
+    whole : bool
+        Every scan once, alone and as large as it is.
     """
 
     def __init__(
-        self, scans: Scans, batches: int, seed: int, epoch: int = 0, dose: float | None = None, **kwargs: Any
+        self,
+        scans: Scans,
+        batches: int,
+        seed: int,
+        epoch: int = 0,
+        dose: float | None = None,
+        whole: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.scans, self.seed, self.epoch, self.dose = scans, seed, epoch, dose
-        self.batches = batches if dose is None else len(scans)
+        self.scans, self.seed, self.epoch, self.dose, self.whole = scans, seed, epoch, dose, whole
+        self.in_order = whole or dose is not None
+        self.batches = len(scans) if self.in_order else batches
         sizes = [(len(a), scans.oversample(n)) for n, a in enumerate(scans.amplitudes)]
         self.alike = {size: np.array([n for n, other in enumerate(sizes) if other == size]) for size in set(sizes)}
         self.sizes = sizes
@@ -118,16 +130,16 @@ class ScanBatches(keras.utils.PyDataset):
 
     def shape(self, positions: int, oversample: int) -> tuple[int, int, int]:
         """Scans of a batch, positions along an axis, and image pixels along an axis but for the zeros beyond."""
-        taken = min(positions, (LARGEST_IMAGE - 1) // oversample + 1)
-        count = max(2, min(8, round(PATTERNS_A_BATCH / taken**2))) if self.dose is None else 1
+        taken = positions if self.whole else min(positions, (LARGEST_IMAGE - 1) // oversample + 1)
+        count = 1 if self.in_order else max(2, min(8, round(PATTERNS_A_BATCH / taken**2)))
         return count, taken, (taken - 1) * oversample + 1
 
     def first_scan(self, index: int, rng: np.random.Generator) -> int:
-        """A scan at random, which decides the batch's shapes; for validation the scans in their order.
+        """A scan at random, which decides the batch's shapes; for validation and whole scans in their order.
 
         From its first two batches Keras concludes which lengths are constant, so none of theirs are equal.
         """
-        if self.dose is not None:
+        if self.in_order:
             return index
         if index > 1:
             return int(rng.integers(len(self.scans)))
@@ -162,7 +174,7 @@ class ScanBatches(keras.utils.PyDataset):
         told = self.scans.geometry[chosen].copy()
         doses = np.full(count, 0.0 if augment else self.dose)
         half_widths, shifts, scales = np.full(count, DETECTOR), np.zeros((count, 2)), np.ones(count)
-        pixel_widths, offsets = np.ones(count, np.int64), np.zeros(count, np.int64)
+        pixel_widths, offsets = np.ones(count), np.zeros(count)
         if augment:
             empty = rng.uniform(size=count) < EMPTY_SHARE
             clean[empty] = vacuum_pattern()
@@ -177,7 +189,10 @@ class ScanBatches(keras.utils.PyDataset):
             scales[misaligned] = rng.normal(1, SCALE_ERROR, misaligned.sum())
             coarse = rng.uniform(size=count) < COARSE_SHARE
             pixel_widths[coarse] = rng.choice(COARSE_PIXELS, coarse.sum())
-            offsets[coarse] = rng.integers(0, pixel_widths[coarse])
+            offsets[coarse] = rng.integers(0, pixel_widths[coarse].astype(int))
+            fine = ~coarse & (rng.uniform(size=count) < FINE_SHARE / (1 - COARSE_SHARE))
+            pixel_widths[fine] = rng.uniform(*FINE_PIXELS, fine.sum())
+            offsets[fine] = rng.uniform(0, pixel_widths[fine])
             told[:, 1] += rng.normal(0, DEFOCUS_ERROR, count)
             told[rng.uniform(size=count) < DEFOCUS_UNTOLD_SHARE, 1:] = 0
         target[..., 1] = np.divide(1, doses, out=np.zeros(count), where=doses > 0)[:, None, None]

@@ -41,13 +41,15 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Illumination:
-    """Energy [eV], semi-angle [mrad], defocus and C_s [A], scan step [1 / k0]."""
+    """Energy [eV], semi-angle [mrad], defocus and C_s [A], scan step [1 / k0], and, if not as the step decides, scan
+    positions along each axis."""
 
     energy: float
     semiangle: float
     defocus: float
     spherical_aberration: float
     relative_step: float
+    chosen_positions: int | None = None
 
     @property
     def k0(self) -> float:
@@ -57,6 +59,8 @@ class Illumination:
     @property
     def positions(self) -> int:
         """Scan positions along each axis."""
+        if self.chosen_positions is not None:
+            return self.chosen_positions
         return POSITIONS_SMALL_STEP if self.relative_step < SMALL_STEP else POSITIONS
 
     @property
@@ -86,8 +90,9 @@ class Illumination:
 
 
 def random_scan_illumination(rng: np.random.Generator, config: dict) -> Illumination:
-    """Drawn from sections `beam` and `scan` of the configuration."""
-    return Illumination(*random_illumination(rng, config))
+    """Drawn from sections `beam` and `scan` of the configuration; `positions` of the latter, if there, are those along
+    each axis."""
+    return Illumination(*random_illumination(rng, config), config["scan"].get("positions"))
 
 
 def intensities(

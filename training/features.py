@@ -1,0 +1,163 @@
+"""Stitched feature images of a data set of scans, so that an image network can be trained without its encoder.
+
+    python -m training.features MODEL.keras DATA_FOLDER FEATURES_FOLDER --views 3
+
+The encoder of a `StitchedNetwork` is most of its training's work where scans are dense; with its weights fixed, its
+features can be made once. Every scan is seen whole in so many views: augmented and counted as in
+`training.scan_batches`, each at a dose of its own. A shard of features comes from a shard of scans and from the seed
+alone, and appears whole or not at all; only missing ones are made. With `--first 1000` shard 0 of the scans becomes
+shard 1000 of the features, so that one folder holds those of several data sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from training.dataset import shard_path
+from training.losses import PhaseImageError  # noqa: F401 (registers the loss)
+from training.scan_batches import ScanBatches, Scans
+
+#: Pixels of a batch's images, about.
+PIXELS_A_BATCH = 24_000
+_PATTERNS_AT_ONCE = 512
+
+
+def make_features(model: Any, data: Path, number: int, views: int, seed: int) -> dict[str, NDArray]:
+    """Features of one shard.
+
+    Returns
+    -------
+    dict of ndarray
+        For image n: `features_n` (channels, pixels, pixels), float16, `target_n` (pixels, pixels) [rad] and row n of
+        `numbers`: scan step [1 / k0], phases of defocus and C_s [rad], pixel size [1 / k0], 1 / electrons in 1 / k0^2.
+    """
+    scans = Scans(data, [number])
+    arrays: dict[str, NDArray] = {}
+    numbers: list[list[float]] = []
+    for view in range(views):
+        batches = ScanBatches(scans, 0, seed + number, view, whole=True)
+        for inputs, target in (batches[n] for n in range(len(scans))):
+            patterns = inputs["patterns"]
+            flat = patterns.reshape(-1, *patterns.shape[3:])
+            geometry = np.repeat(inputs["geometry"], len(flat), axis=0)
+            patches = model.encoder.predict([flat, geometry], batch_size=_PATTERNS_AT_ONCE, verbose=0)
+            image = np.asarray(model.stitched(patterns, patches, inputs, inputs["geometry"][:, :1]))[0]
+            arrays[f"features_{len(numbers)}"] = image.astype(np.float16)
+            arrays[f"target_{len(numbers)}"] = target[0, ..., 0]
+            numbers.append([*inputs["geometry"][0], inputs["pixel_size"][0, 0], target[0, 0, 0, 1]])
+    return arrays | {"numbers": np.array(numbers, np.float32)}
+
+
+def _work(task: tuple[Path, Path, Path, list[int], int, int, int]) -> None:
+    weights, data, folder, numbers, first, views, seed = task
+    model = keras.saving.load_model(weights, compile=False)
+    for number in tqdm(numbers, unit=" shards"):
+        path = shard_path(folder, first + number)
+        unfinished = path.with_suffix(".unfinished")
+        with open(unfinished, "wb") as file:
+            np.savez(file, **make_features(model, data, number, views, seed))
+        os.replace(unfinished, path)
+
+
+class Features:
+    """Feature images in memory.
+
+    Parameters
+    ----------
+    folder : Path
+    numbers : list of int
+        Shards.
+    """
+
+    def __init__(self, folder: Path, numbers: list[int]) -> None:
+        self.images: list[NDArray[np.float16]] = []
+        self.targets: list[NDArray[np.float32]] = []
+        rows = []
+        for number in numbers:
+            with np.load(shard_path(folder, number)) as shard:
+                rows.append(shard["numbers"])
+                for n in range(len(rows[-1])):
+                    self.images.append(shard[f"features_{n}"])
+                    self.targets.append(shard[f"target_{n}"])
+        self.numbers = np.concatenate(rows)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class FeatureBatches(keras.utils.PyDataset):
+    """Keras data set of (inputs, target) for `StitchedNetwork` with `features` in place of patterns.
+
+    The images of a batch have the same size; together they have about PIXELS_A_BATCH.
+
+    Parameters
+    ----------
+    features : Features
+    batches : int
+        An epoch.
+    seed, epoch : int
+        They decide which images are taken.
+    """
+
+    def __init__(self, features: Features, batches: int, seed: int, epoch: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.features, self.batches, self.seed, self.epoch = features, batches, seed, epoch
+        sizes = np.array([image.shape[1] for image in features.images])
+        self.alike = {int(size): np.flatnonzero(sizes == size) for size in np.unique(sizes)}
+        pixels = np.array([size**2 * len(images) for size, images in self.alike.items()], float)
+        self.shares = pixels / pixels.sum()
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> tuple[dict[str, NDArray], NDArray]:
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        sizes = list(self.alike)
+        # Keras takes lengths that are equal in an epoch's first two batches for constant
+        size = sizes[-1 - index % len(sizes)] if index < 2 else int(rng.choice(sizes, p=self.shares))
+        count = max(2, round(PIXELS_A_BATCH / size**2))
+        chosen = rng.choice(self.alike[size], count, replace=len(self.alike[size]) < count)
+        numbers = self.features.numbers[chosen]
+        target = np.zeros((count, size, size, 2), np.float32)
+        target[..., 0] = [self.features.targets[n] for n in chosen]
+        target[..., 1] = numbers[:, 4, None, None]
+        inputs = {
+            "features": np.stack([self.features.images[n] for n in chosen]).astype(np.float32),
+            "geometry": numbers[:, :3],
+            "pixel_size": numbers[:, 3:4],
+        }
+        return inputs, target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "data", "features"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--views", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="number of the first shard of features")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    arguments.features.mkdir(parents=True, exist_ok=True)
+    first = arguments.first
+    numbers = [int(path.stem.split("_")[1]) for path in sorted(arguments.data.glob("shard_*.npz"))]
+    numbers = [number for number in numbers if not shard_path(arguments.features, first + number).exists()]
+    os.environ.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1")
+    common = first, arguments.views, arguments.seed
+    parts = [numbers[n :: arguments.workers] for n in range(arguments.workers)]
+    tasks = [(arguments.model, arguments.data, arguments.features, part, *common) for part in parts if part]
+    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
+        pool.map(_work, tasks, chunksize=1)
+
+
+if __name__ == "__main__":
+    main()
