@@ -114,7 +114,7 @@ def pattern_batches(
 ) -> Iterator[tuple[NDArray[np.float32], list[Piece]]]:
     """Every position's pattern, up to `batch` at a time: parts of a row or several short rows.
 
-    The first row is number `first_row`.
+    Rows that fill half a batch aren't copied to join others. The first row is number `first_row`.
 
     Yields
     ------
@@ -135,7 +135,7 @@ def pattern_batches(
         length = -(-columns // -(-columns // batch))
         for first in range(0, columns, length):
             part = patterns[first : first + length]
-            if size + len(part) > batch:
+            if size + len(part) > batch or 2 * size >= batch:
                 yield held[0] if len(held) == 1 else np.concatenate(held), pieces
                 held, pieces, size = [], [], 0
             here = slice(size, size + len(part))

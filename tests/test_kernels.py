@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from airpi_py4d.kernels import kernel_batches, kernel_spacing, summed_rows
+from airpi_py4d.kernels import kernel_batches, kernel_spacing, pattern_batches, summed_rows
 
 
 def scan(rows, columns, missing=()):
@@ -60,3 +60,15 @@ def test_spacing_makes_kernels_square():
     assert kernel_spacing((0.1, 0.14)) == (1, 1)
     assert kernel_spacing((0.1, 0.21)) == (2, 1)
     assert kernel_spacing((0.5, 0.1)) == (1, 5)
+
+
+@pytest.mark.parametrize(("columns", "copied"), [(3, True), (4, False), (7, False), (9, False)])
+def test_patterns_of_short_rows_alone_are_copied_into_batches(columns, copied):
+    rows = [(np.full((columns, 2, 2), row, np.float32), np.ones(columns, bool)) for row in range(4)]
+    batches = list(pattern_batches(rows, 7))
+    assert sum(len(patterns) for patterns, _ in batches) == 4 * columns
+    for patterns, pieces in batches:
+        assert len(patterns) <= 7
+        for piece in pieces:
+            assert (patterns[piece.here] == piece.row).all()
+    assert any(np.shares_memory(patterns, rows[pieces[0].row][0]) for patterns, pieces in batches) is not copied
