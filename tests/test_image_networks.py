@@ -87,6 +87,19 @@ def test_whole_pixel_positions_are_the_training_simulators():
     assert error < 1e-5
 
 
+@pytest.mark.parametrize(("name", "expected"), [("scan_data", {16, 24}), ("large_scan_data", {64})])
+def test_the_configuration_decides_the_positions(name, expected):
+    config = read_config(f"training/configs/{name}.toml")
+    rng = np.random.default_rng(0)
+    drawn = [scans.random_scan_illumination(rng, config) for _ in range(30)]
+    assert {at.positions for at in drawn} == expected
+    for at in drawn:
+        assert len(at.places) == at.positions
+        # the windows of the outermost positions lie in the potential
+        assert at.places[0] + 1 >= WINDOW // 2
+        assert at.places[-1] + WINDOW // 2 <= at.grid + 1
+
+
 class TestFirstOrder:
     def test_is_the_gradient(self):
         # derivative of sum_k dI(k) c(k) by the phase at every pixel, by finite differences of exp(i phi)
