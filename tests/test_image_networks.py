@@ -12,7 +12,7 @@ import scipy.ndimage
 from ase import Atoms
 
 from airpi_py4d import optics
-from training import dataset, features, fit, image_networks, scan_batches, scans
+from training import average, dataset, features, fit, image_networks, scan_batches, scans
 from training.config import read_config
 from training.losses import PhaseImageError
 from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR, OBJECT, WINDOW
@@ -360,6 +360,17 @@ def test_the_image_network_alone_is_trained_on_features_of_its_encoder(data, tmp
         for one, other in zip(network.image.get_weights(), trained.image.get_weights(), strict=True)
     ]
     assert max(moved) > 1e-4
+
+
+def test_the_mean_of_two_networks():
+    first, second = (image_networks.StitchedNetwork(ENCODER, IMAGE) for _ in range(2))
+    before = [model.get_weights() for model in (first, second)]
+    for a, b, mean in zip(*before, average.averaged(first, second).get_weights(), strict=True):
+        np.testing.assert_allclose(mean, (a + b) / 2, atol=1e-7)
+    assert max(np.abs(a - b).max() for a, b in zip(*before, strict=True)) > 0.01
+    other = image_networks.StitchedNetwork(ENCODER, IMAGE | {"channels": [8, 8, 12]})
+    with pytest.raises(ValueError, match="different shapes"):
+        average.averaged(first, other)
 
 
 JAX_LOSS = """
