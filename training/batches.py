@@ -81,8 +81,15 @@ def _count_coarse(mean: NDArray, pixel: int, offset: int, counted: bool) -> None
 def _parts(size: int, pixel: float, offset: float) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Detector pixels, `pixel` grid pixels wide (at most 1), that each of `size` grid pixels is made of, along an axis.
 
-    Returns their number, the part of the grid pixel in each, the grid pixel that each begins in and the share of it
-    there; the rest is in the next one.
+    Returns
+    -------
+    number : ndarray of int, shape (size,)
+    inside : ndarray, shape (size, most)
+        Part of the grid pixel that lies in each.
+    begins : ndarray of int, shape (size, most)
+        Grid pixel that each begins in.
+    share : ndarray, shape (size, most)
+        Part of each that lies there; the rest is in the next one.
     """
     most = int(1 / pixel) + 3
     number, inside = np.zeros(size, np.int64), np.zeros((size, most))
@@ -103,7 +110,7 @@ def _parts(size: int, pixel: float, offset: float) -> tuple[NDArray, NDArray, ND
 
 @njit(nogil=True, cache=True)
 def _drawn(probabilities: NDArray, number: int) -> int:
-    """One of the first few, at random."""
+    """One of the first `number` places, at random by their `probabilities`, of any sum."""
     draw = np.random.random() * probabilities[:number].sum()
     for n in range(number - 1):
         draw -= probabilities[n]
@@ -114,10 +121,11 @@ def _drawn(probabilities: NDArray, number: int) -> int:
 
 @njit(nogil=True, cache=True)
 def _spread_fine(counts: NDArray, pixel: float, offset: float, counted: bool) -> None:
-    """What averaging over areas makes of counts on detector pixels smaller than the grid's; in place, shape (64, 64).
+    """Counts as area averaging gives them of detector pixels smaller than the grid's; in place, shape (64, 64).
 
-    Each electron is somewhere in its grid pixel, so in one detector pixel, the electrons of which are shared by the
-    grid pixels that it lies in. Of many electrons, and where they aren't `counted`, the expectation.
+    The pixels are `pixel` grid pixels wide and begin `offset` grid pixels off the grid, along both axes. Each electron
+    is somewhere in its grid pixel, so in one detector pixel, the electrons of which are shared by the grid pixels that
+    it lies in. Of many electrons, and where they aren't `counted`, the expectation.
     """
     size = len(counts)
     number, inside, begins, share = _parts(size, pixel, offset)

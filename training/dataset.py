@@ -142,17 +142,40 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard_{number:05d}.npz"
 
 
+def save_shard(path: Path, arrays: dict[str, NDArray]) -> str:
+    """Write one shard so that it appears whole or not at all; returns its SHA-256."""
+    unfinished = path.with_suffix(".unfinished")
+    with open(unfinished, "wb") as file:
+        np.savez(file, **arrays)
+    digest = sha256(unfinished)
+    os.replace(unfinished, path)
+    return digest
+
+
+def load_images(folder: Path, numbers: list[int], table: str, names: tuple[str, str]) -> tuple[NDArray, list, list]:
+    """Of shards that hold arrays of different sizes, `name_0`, `name_1` and so on, one for each row of `table`.
+
+    Returns
+    -------
+    ndarray, list of ndarray, list of ndarray
+        The rows of all shards, and the arrays of both names in the same order.
+    """
+    rows: list[NDArray] = []
+    lists: tuple[list[NDArray], list[NDArray]] = ([], [])
+    for number in numbers:
+        with np.load(shard_path(folder, number)) as shard:
+            rows.append(shard[table])
+            for n in range(len(rows[-1])):
+                for name, found in zip(names, lists, strict=True):
+                    found.append(shard[f"{name}_{n}"])
+    return np.concatenate(rows), *lists
+
+
 def write_shard(task: tuple[dict, Path, int] | tuple[dict, Path, int, str]) -> tuple[int, str]:
     """Make and write one shard (config, folder, number, device), atomically; returns its number and SHA-256."""
     config, folder, number, *device = task
     warnings.simplefilter("ignore")
-    path = shard_path(folder, number)
-    unfinished = path.with_suffix(".unfinished")
-    with open(unfinished, "wb") as file:
-        np.savez(file, **make_shard(config, number, *device))
-    digest = sha256(unfinished)
-    os.replace(unfinished, path)
-    return number, digest
+    return number, save_shard(shard_path(folder, number), make_shard(config, number, *device))
 
 
 def sha256(path: Path) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.dataset import shard_path
+from training.dataset import load_images, save_shard, shard_path
 from training.losses import PhaseImageError  # noqa: F401 (registers the loss)
 from training.scan_batches import ScanBatches, Scans
 
@@ -58,18 +58,16 @@ def make_features(model: Any, data: Path, number: int, views: int, seed: int) ->
 
 
 def _work(task: tuple[Path, Path, Path, list[int], int, int, int]) -> None:
+    """Make the features of some shards."""
     weights, data, folder, numbers, first, views, seed = task
     model = keras.saving.load_model(weights, compile=False)
     for number in tqdm(numbers, unit=" shards"):
-        path = shard_path(folder, first + number)
-        unfinished = path.with_suffix(".unfinished")
-        with open(unfinished, "wb") as file:
-            np.savez(file, **make_features(model, data, number, views, seed))
-        os.replace(unfinished, path)
+        save_shard(shard_path(folder, first + number), make_features(model, data, number, views, seed))
 
 
 class Features:
-    """Feature images in memory.
+    """Feature images in memory: lists `images` (channels, pixels, pixels) and `targets` (pixels, pixels) [rad], and
+    rows `numbers` as `make_features` gives them.
 
     Parameters
     ----------
@@ -79,16 +77,7 @@ class Features:
     """
 
     def __init__(self, folder: Path, numbers: list[int]) -> None:
-        self.images: list[NDArray[np.float16]] = []
-        self.targets: list[NDArray[np.float32]] = []
-        rows = []
-        for number in numbers:
-            with np.load(shard_path(folder, number)) as shard:
-                rows.append(shard["numbers"])
-                for n in range(len(rows[-1])):
-                    self.images.append(shard[f"features_{n}"])
-                    self.targets.append(shard[f"target_{n}"])
-        self.numbers = np.concatenate(rows)
+        self.numbers, self.images, self.targets = load_images(folder, numbers, "numbers", ("features", "target"))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -19,7 +19,7 @@ from training.batches import (
     geometry,
     vacuum_pattern,
 )
-from training.dataset import shard_path
+from training.dataset import load_images
 from training.image_networks import stitching_matrices
 from training.simulation import DETECTOR
 
@@ -46,16 +46,9 @@ class Scans:
     """
 
     def __init__(self, folder: Path, numbers: list[int]) -> None:
-        self.amplitudes: list[NDArray[np.float16]] = []
-        self.phases: list[NDArray[np.float32]] = []
-        parameters = []
-        for number in numbers:
-            with np.load(shard_path(folder, number)) as shard:
-                parameters.append(shard["parameters"])
-                for n in range(len(parameters[-1])):
-                    self.amplitudes.append(shard[f"amplitudes_{n}"])
-                    self.phases.append(shard[f"phase_{n}"])
-        self.parameters = np.concatenate(parameters)
+        self.parameters, self.amplitudes, self.phases = load_images(
+            folder, numbers, "parameters", ("amplitudes", "phase")
+        )
         self.geometry = geometry(self.parameters)
 
     def __len__(self) -> int:
