@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +151,7 @@ class Model:
             raise ImportError(f"airpi_py4d needs ONNX Runtime, and none is installed. {_INSTALL}") from error
         self._runtime, self._device = onnxruntime, device
         path = find(DEFAULT_MODEL if model is None else model)
-        content = read(path)
+        content, self.sha256 = read(path)
         self._options = onnxruntime.SessionOptions()
         if threads is not None:
             self._options.intra_op_num_threads = threads
@@ -163,7 +162,6 @@ class Model:
         self.memory = devices.memory(self.provider, device)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.contract = contract = read_contract(metadata, str(path))
-        self.sha256 = hashlib.sha256(content).hexdigest()
         n, side, values = contract.grid_pixels, contract.kernel_side, contract.geometry_values
         kernel = [n, n] if side == 1 else [side, side, n, n]
         _check_inputs(

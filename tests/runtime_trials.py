@@ -57,7 +57,7 @@ def options(level: Any = LEVELS.ORT_ENABLE_ALL, **settings: Any) -> onnxruntime.
 
 def networks(name: str) -> Networks:
     """The model's networks, without metadata."""
-    model = onnx.load_from_string(models.read(models.find(name)))
+    model = onnx.load_from_string(models.read(models.find(name))[0])
     properties = {entry.key: entry.value for entry in model.metadata_props}
     del model.metadata_props[:]
     second = [base64.b64decode(properties[IMAGE_NETWORK])] if IMAGE_NETWORK in properties else []

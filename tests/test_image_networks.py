@@ -310,6 +310,19 @@ def test_batches_are_reproducible_and_of_the_promised_shapes(data):
         assert (inputs["patterns"] >= 0).all()
 
 
+def test_larger_scans_are_drawn_oftener_and_seen_in_parts(tmp_path):
+    sides = (40, 8)
+    arrays = {f"amplitudes_{n}": np.ones((side, side, 64, 64), np.float16) for n, side in enumerate(sides)}
+    arrays |= {f"phase_{n}": np.zeros((side, side), np.float32) for n, side in enumerate(sides)}
+    rows = np.array([[200e3, 20.0, 0.0, 1e4, 0.1, 3.0]] * 2)
+    dataset.save_shard(dataset.shard_path(tmp_path, 0), arrays | {"parameters": rows})
+    batches = scan_batches.ScanBatches(scan_batches.Scans(tmp_path, [0]), 0, seed=6)
+    drawn = [batches.first_scan(2, np.random.default_rng(n)) for n in range(500)]
+    assert drawn.count(1) == pytest.approx(500 * 8**2 / (8**2 + 40**2), abs=20)
+    positions = {batches[n][0]["patterns"].shape[1] for n in (0, 1)}
+    assert positions == {8, scan_batches.LARGEST_SCAN}
+
+
 def test_a_resumed_training_goes_on_as_if_it_had_never_stopped(data, tmp_path, monkeypatch):
     fit.fit(CONFIGURATION, data, tmp_path / "whole")
     saved, calls = fit.save_atomically, []

@@ -23,8 +23,9 @@ from training.dataset import load_images
 from training.image_networks import stitching_matrices
 from training.simulation import DETECTOR
 
-#: Image pixels along an axis, and patterns, that a batch's scans have at most.
+#: Image pixels and positions along an axis that a batch's scans have at most, and its patterns, about.
 LARGEST_IMAGE = 64
+LARGEST_SCAN = 32
 PATTERNS_A_BATCH = 1024
 #: Smaller errors of the calibration than `training.batches` has: they blur what many electrons could show.
 DEFOCUS_UNTOLD_SHARE, DEFOCUS_ERROR = 0.1, 0.08
@@ -117,25 +118,29 @@ class ScanBatches(keras.utils.PyDataset):
         sizes = [(len(a), scans.oversample(n)) for n, a in enumerate(scans.amplitudes)]
         self.alike = {size: np.array([n for n, other in enumerate(sizes) if other == size]) for size in set(sizes)}
         self.sizes = sizes
+        patterns = np.array([positions**2 for positions, _ in sizes], float)
+        self.shares = patterns / patterns.sum()
 
     def __len__(self) -> int:
         return self.batches
 
     def shape(self, positions: int, oversample: int) -> tuple[int, int, int]:
         """Scans of a batch, positions along an axis, and image pixels along an axis but for the zeros beyond."""
-        taken = positions if self.whole else min(positions, (LARGEST_IMAGE - 1) // oversample + 1)
+        taken = positions if self.whole else min(positions, LARGEST_SCAN, (LARGEST_IMAGE - 1) // oversample + 1)
         count = 1 if self.in_order else max(2, min(8, round(PATTERNS_A_BATCH / taken**2)))
         return count, taken, (taken - 1) * oversample + 1
 
     def first_scan(self, index: int, rng: np.random.Generator) -> int:
-        """A scan at random, which decides the batch's shapes; for validation and whole scans in their order.
+        """A scan, which decides the batch's shapes.
+
+        At random, in proportion to its positions; for validation and whole scans in their order.
 
         From its first two batches Keras concludes which lengths are constant, so none of theirs are equal.
         """
         if self.in_order:
             return index
         if index > 1:
-            return int(rng.integers(len(self.scans)))
+            return int(rng.choice(len(self.scans), p=self.shares))
         shapes = np.array([self.shape(*size) for size in self.sizes])
         shapes[:, 2] += -shapes[:, 2] % 4
         small = shapes[:, 1] == shapes[:, 1].max()

@@ -137,8 +137,8 @@ def manifest() -> dict[str, str]:
     return {name: digest for digest, name in (line.split() for line in lines)}
 
 
-def read(path: Path) -> bytes:
-    """Content of a model file; a shipped one must be as it was shipped.
+def read(path: Path) -> tuple[bytes, str]:
+    """Content of a model file, and its SHA-256; a shipped one must be as it was shipped.
 
     Raises
     ------
@@ -146,9 +146,10 @@ def read(path: Path) -> bytes:
         If a shipped file was changed (says both hashes), or lies among them without having been shipped.
     """
     content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
     if path.resolve().parent != _SHIPPED.resolve():
-        return content
-    digest, shipped = hashlib.sha256(content).hexdigest(), manifest().get(path.name)
+        return content, digest
+    shipped = manifest().get(path.name)
     if shipped is None:
         raise ValueError(
             f"model {path} was not shipped with this version of airpi_py4d: {_MANIFEST.name} doesn't name it. Keep "
@@ -159,14 +160,14 @@ def read(path: Path) -> bytes:
             f"model {path} was changed since it was shipped: its SHA-256 is {digest}, expected {shipped}. Install "
             "airpi_py4d again: pip install --force-reinstall --no-deps airpi_py4d."
         )
-    return content
+    return content, digest
 
 
 def _entry(path: Path) -> Entry:
     metadata: dict[str, str] = {}
     problem = ""
     try:
-        metadata = read_metadata(read(path), str(path))
+        metadata = read_metadata(read(path)[0], str(path))
         kind = json.loads(metadata.get("grid", "{}")).get("kind")
         if metadata["airpi_schema"] != SCHEMA:
             problem = f"metadata of schema {metadata['airpi_schema']!r}, unknown to this version of airpi_py4d"
@@ -347,6 +348,6 @@ def describe(model: str | Path) -> Description:
     airpi-2, version 1
     """
     path = find(model)
-    content = read(path)
+    content, digest = read(path)
     metadata = {key: _decoded(text) for key, text in read_metadata(content, str(path)).items()}
-    return Description(path, hashlib.sha256(content).hexdigest(), metadata)
+    return Description(path, digest, metadata)
