@@ -217,7 +217,7 @@ def _mirrored(operation):
 
 def loss_in_numpy(true, prediction, floor):
     phase, deviation, coverage = np.moveaxis(prediction.astype(np.float64), -1, 0)
-    noise, true, weight = true[:, 0, 0, 1], true[..., 0].astype(np.float64), np.minimum(coverage, 1)
+    noise, true, weight = 4 * true[:, 0, 0, 1], true[..., 0].astype(np.float64), np.minimum(coverage, 1)
     losses = []
     for t, p, s, w, n in zip(true, phase, deviation, weight, noise, strict=True):
         error = p - t
@@ -354,6 +354,9 @@ def test_the_image_network_alone_is_trained_on_features_of_its_encoder(data, tmp
     scan = scan_batches.ScanBatches(scan_batches.Scans(data, [1]), 0, 1, 1, whole=True)[2]
     np.testing.assert_allclose(arrays["features_5"], network.feature_image(scan[0])[0], rtol=2e-3, atol=2e-3)
     np.testing.assert_array_equal(arrays["target_5"], scan[1][0, ..., 0])
+    few = features.make_features(network, data, 1, views=2, seed=0, doses=(50.0, 100.0))["numbers"][:, 4]
+    assert set(few[(few < 1 / 100) | (few > 1 / 50)]) <= {0}  # no noise
+    assert np.count_nonzero(few) > len(few) / 2
     folder = tmp_path / "features"
     folder.mkdir()
     for number in range(3):

@@ -4,9 +4,10 @@
 
 The encoder of a `StitchedNetwork` is most of its training's work where scans are dense; with its weights fixed, its
 features can be made once. Every scan is seen whole in so many views: augmented and counted as in
-`training.scan_batches`, each at a dose of its own. A shard of features comes from a shard of scans and from the seed
-alone, and appears whole or not at all; only missing ones are made. With `--first 1000` shard 0 of the scans becomes
-shard 1000 of the features, so that one folder holds those of several data sets.
+`training.scan_batches`, each at a dose of its own, within `--doses` (electrons in 1 / k0^2). A shard of features comes
+from a shard of scans and from the seed alone, and appears whole or not at all; only missing ones are made. With
+`--first 1000` shard 0 of the scans becomes shard 1000 of the features, so that one folder holds those of several data
+sets, or of several doses.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from tqdm import tqdm
 
 from training.dataset import load_images, save_shard, shard_path
 from training.losses import PhaseImageError  # noqa: F401 (registers the loss)
-from training.scan_batches import ScanBatches, Scans
+from training.scan_batches import SCAN_DOSE_RANGE, ScanBatches, Scans
 
 #: Pixels of a batch's images, about.
 PIXELS_A_BATCH = 24_000
 _PATTERNS_AT_ONCE = 512
 
 
-def make_features(model: Any, data: Path, number: int, views: int, seed: int) -> dict[str, NDArray]:
+def make_features(
+    model: Any, data: Path, number: int, views: int, seed: int, doses: tuple[float, float] = SCAN_DOSE_RANGE
+) -> dict[str, NDArray]:
     """Features of one shard.
 
     Returns
@@ -44,7 +47,7 @@ def make_features(model: Any, data: Path, number: int, views: int, seed: int) ->
     arrays: dict[str, NDArray] = {}
     numbers: list[list[float]] = []
     for view in range(views):
-        batches = ScanBatches(scans, 0, seed + number, view, whole=True)
+        batches = ScanBatches(scans, 0, seed + number, view, whole=True, dose_range=doses)
         for inputs, target in (batches[n] for n in range(len(scans))):
             patterns = inputs["patterns"]
             flat = patterns.reshape(-1, *patterns.shape[3:])
@@ -57,12 +60,12 @@ def make_features(model: Any, data: Path, number: int, views: int, seed: int) ->
     return arrays | {"numbers": np.array(numbers, np.float32)}
 
 
-def _work(task: tuple[Path, Path, Path, list[int], int, int, int]) -> None:
+def _work(task: tuple[Path, Path, Path, list[int], int, int, int, tuple[float, float]]) -> None:
     """Make the features of some shards."""
-    weights, data, folder, numbers, first, views, seed = task
+    weights, data, folder, numbers, first, views, seed, doses = task
     model = keras.saving.load_model(weights, compile=False)
     for number in tqdm(numbers, unit=" shards"):
-        save_shard(shard_path(folder, first + number), make_features(model, data, number, views, seed))
+        save_shard(shard_path(folder, first + number), make_features(model, data, number, views, seed, doses))
 
 
 class Features:
@@ -134,6 +137,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first shard of features")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--doses", type=float, nargs=2, default=SCAN_DOSE_RANGE, metavar=("LOW", "HIGH"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     arguments.features.mkdir(parents=True, exist_ok=True)
@@ -141,7 +145,7 @@ def main() -> None:
     numbers = [int(path.stem.split("_")[1]) for path in sorted(arguments.data.glob("shard_*.npz"))]
     numbers = [number for number in numbers if not shard_path(arguments.features, first + number).exists()]
     os.environ.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1")
-    common = first, arguments.views, arguments.seed
+    common = first, arguments.views, arguments.seed, tuple(arguments.doses)
     parts = [numbers[n :: arguments.workers] for n in range(arguments.workers)]
     tasks = [(arguments.model, arguments.data, arguments.features, part, *common) for part in parts if part]
     with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:

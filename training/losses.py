@@ -41,6 +41,8 @@ _LEAST_RELATIVE_ERROR = 1e-4
 _OFFSET_FLOOR = 2.5e-3
 #: delta [rad^2], of a correlation.
 _LEAST_VARIANCE = 1e-8
+#: n of one electron in an area of 1 / k0^2 [rad^2].
+_NOISE_OF_ONE_ELECTRON = 4.0
 #: Of the likelihood of the error's size in the loss of a phase image.
 _LIKELIHOOD_WEIGHT = 0.1
 
@@ -92,7 +94,7 @@ class PhaseImageError(keras.losses.Loss):
     r"""Relative error of a phase image, of its derivatives, and the likelihood of the error that it gives itself.
 
     With means < > weighted by the coverage c (at most 1), the true phase phi of mean m and variance v, the predicted
-    one p, the mean d of the error p - phi, and n = 1 / rho, rho the electrons in an area of 1 / k0^2, about the
+    one p, the mean d of the error p - phi, and n = 4 / rho, rho the electrons in an area of 1 / k0^2, a few times the
     variance of a linear estimate of the phase,
 
     .. math:: e = \frac{\langle (p - \phi - d)^2 \rangle + n}{v + f_0 + n}, \quad
@@ -112,9 +114,10 @@ class PhaseImageError(keras.losses.Loss):
     gradient (differences of neighbouring pixels; the mean over both axes of the roots) and the Laplacian (of five)
     lift high frequencies, which are weak and make an image sharp; white noise of variance n has 2 n (along each axis)
     and 20 n in them. The correlation doesn't depend on the phase's size, which shrinks where noise exceeds the
-    specimen. The last term, in which what stands in brackets is held fixed, makes s the standard deviation of the
-    error: the likelihood of a normal distribution, weighted by the variance (Seitzer et al. 2022), so that strong
-    errors don't drown the rest.
+    specimen. Far below the noise it alone decides: all that lowers the other terms there is less phase, and if that
+    is less by another factor in every place, it blurs what a linear filter still shows. The last term, in which what
+    stands in brackets is held fixed, makes s the standard deviation of the error: the likelihood of a normal
+    distribution, weighted by the variance (Seitzer et al. 2022), so that strong errors don't drown the rest.
 
     In: target (n, rows, columns, 2): phi [rad] and 1 / rho, the same at all pixels; prediction (n, rows, columns, 3):
     p, s [rad], c.
@@ -134,7 +137,7 @@ class PhaseImageError(keras.losses.Loss):
 
     def call(self, target: Any, prediction: Any) -> Any:
         true, phase, deviation = target[..., 0], prediction[..., 0], prediction[..., 1]
-        noise = target[:, 0, 0, 1]
+        noise = _NOISE_OF_ONE_ELECTRON * target[:, 0, 0, 1]
         floor = self.strength_floor
         weight = ops.minimum(prediction[..., 2], 1.0)
         error = phase - true

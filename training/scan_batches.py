@@ -32,7 +32,7 @@ DEFOCUS_UNTOLD_SHARE, DEFOCUS_ERROR = 0.1, 0.08
 MISALIGNED_SHARE, CENTER_ERROR, SCALE_ERROR = 0.6, 0.15, 0.01
 #: Share of detectors whose pixels are smaller than the grid's, and their size [grid pixels].
 FINE_SHARE, FINE_PIXELS = 0.5, (0.3, 1.0)
-#: Electrons in an area of 1 / k0^2, drawn evenly on a logarithmic scale.
+#: Electrons in an area of 1 / k0^2.
 SCAN_DOSE_RANGE = (60.0, 3e6)
 
 
@@ -99,6 +99,8 @@ class ScanBatches(keras.utils.PyDataset):
         For validation: this many electrons in 1 / k0^2 (0 for no noise), every scan once and no augmentation.
     whole : bool
         Every scan once, alone and as large as it is.
+    dose_range : (float, float)
+        Electrons in 1 / k0^2, drawn evenly on a logarithmic scale.
     """
 
     def __init__(
@@ -109,10 +111,12 @@ class ScanBatches(keras.utils.PyDataset):
         epoch: int = 0,
         dose: float | None = None,
         whole: bool = False,
+        dose_range: tuple[float, float] = SCAN_DOSE_RANGE,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.scans, self.seed, self.epoch, self.dose, self.whole = scans, seed, epoch, dose, whole
+        self.dose_range = dose_range
         self.in_order = whole or dose is not None
         self.batches = len(scans) if self.in_order else batches
         sizes = [(len(a), scans.oversample(n)) for n, a in enumerate(scans.amplitudes)]
@@ -177,7 +181,7 @@ class ScanBatches(keras.utils.PyDataset):
             empty = rng.uniform(size=count) < EMPTY_SHARE
             clean[empty] = vacuum_pattern()
             target[empty, ..., 0] = 0
-            low, high = np.log(SCAN_DOSE_RANGE)
+            low, high = np.log(self.dose_range)
             doses = np.exp(rng.uniform(low, high, size=count))
             doses[rng.uniform(size=count) < NOISE_FREE_SHARE] = 0.0
             cropped = rng.uniform(size=count) < CROPPED_SHARE
