@@ -243,19 +243,6 @@ class Resampling:
         return result
 
 
-def check_finite(rows: NDArray[Any], first: int) -> None:
-    """Raise for NaN or infinity in scan rows, of which the first is number `first`."""
-    if rows.dtype.kind != "f":
-        return
-    finite = np.isfinite(rows).all(axis=(2, 3))
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        raise ValueError(
-            f"data holds NaN or infinity in {np.count_nonzero(~finite)} pattern(s) of scan rows {first} to "
-            f"{first + len(rows) - 1}, the first at scan position ({first + row}, {column}); replace them."
-        )
-
-
 def check_disk(detector_shape: tuple[int, int], acquisition: Acquisition) -> None:
     """Raise where the bright-field disk is too small, too large or beside the detector."""
     radius, area = acquisition.aperture_radius, bright_field_pixels(acquisition)
