@@ -57,9 +57,9 @@ direct computation (`training/detectors.py`) that shares nothing with the correc
 as the optical axis and everything else as it comes. "Corrected" is
 `datacube.airpi_reconstruct(energy, semiangle, force_scan_sampling=step)`: centre, size of a detector pixel, rotation,
 flip, descan and bad pixels are measured. Told besides are only the ellipse (in `datacube.calibration`), the beam stop's
-mask, gain and background, and (by `airpi_py4d.calibrate`) unequal steps. Nobody is told the Scherzer focus and C_s, which
-is why xc is below the benchmark's. Dead positions are found on every path. Where both are good, the defect hurts this
-specimen little.
+mask, gain and background, and (by `airpi_py4d.calibrate`) unequal steps. Neither is told the Scherzer focus and C_s,
+which is why xc is below the benchmark's. Dead positions are found on every path. Where both are good, the defect hurts
+this specimen little.
 
 Model {model}; xc with the truth at the scan positions without a margin of {margin}. Made by
 `python -m training.gallery SCANS_FOLDER docs` (seeds and detectors are in the script).
