@@ -85,8 +85,8 @@ class ScanBatches(keras.utils.PyDataset):
 
     The phase has zeros beyond the image that make its pixels a multiple of 4.
 
-    The scans of a batch have the same number of positions and of image pixels a step; of scans with large images a
-    part is taken.
+    The scans of a batch have the same number of positions and of image pixels a step; of large scans, and of those
+    with large images, a part is taken.
 
     Parameters
     ----------
