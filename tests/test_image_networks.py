@@ -318,7 +318,7 @@ def test_larger_scans_are_drawn_oftener_and_seen_in_parts(tmp_path):
     dataset.save_shard(dataset.shard_path(tmp_path, 0), arrays | {"parameters": rows})
     batches = scan_batches.ScanBatches(scan_batches.Scans(tmp_path, [0]), 0, seed=6)
     drawn = [batches.first_scan(2, np.random.default_rng(n)) for n in range(500)]
-    assert drawn.count(1) == pytest.approx(500 * 8 / (8 + 40), abs=25)
+    assert drawn.count(1) == pytest.approx(500 * 8**2 / (8**2 + 40**2), abs=20)
     positions = {batches[n][0]["patterns"].shape[1] for n in (0, 1)}
     assert positions == {8, scan_batches.LARGEST_SCAN}
 

@@ -122,8 +122,8 @@ class ScanBatches(keras.utils.PyDataset):
         sizes = [(len(a), scans.oversample(n)) for n, a in enumerate(scans.amplitudes)]
         self.alike = {size: np.array([n for n, other in enumerate(sizes) if other == size]) for size in set(sizes)}
         self.sizes = sizes
-        sides = np.array([positions for positions, _ in sizes], float)
-        self.shares = sides / sides.sum()
+        patterns = np.array([positions**2 for positions, _ in sizes], float)
+        self.shares = patterns / patterns.sum()
 
     def __len__(self) -> int:
         return self.batches
@@ -137,7 +137,7 @@ class ScanBatches(keras.utils.PyDataset):
     def first_scan(self, index: int, rng: np.random.Generator) -> int:
         """A scan, which decides the batch's shapes.
 
-        At random, in proportion to its side; for validation and whole scans in their order.
+        At random, in proportion to its positions; for validation and whole scans in their order.
 
         From its first two batches Keras concludes which lengths are constant, so none of theirs are equal.
         """
