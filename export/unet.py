@@ -2,7 +2,8 @@
 
     python -m export.unet RUN_FOLDER/model.keras MODEL_CONFIG DATA_FOLDER OUTPUT.onnx --name my-unet --version 1
 
-Prints the largest difference between Keras and ONNX Runtime on simulated inputs, and fails above the tolerance.
+The file computes in float32, whatever precision the network was trained in. Prints the largest difference between Keras
+and ONNX Runtime on simulated inputs, and fails above the tolerance.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from training.batches import geometry
 from training.config import read_config
 from training.dataset import KERNELS, PARAMETERS, load_shards
 from training.exit_wave_batches import DOSE_RANGE, ExitWaveBatches
+from training.recipes import recipe
 from training.supercell import PARAMETERS as DETECTOR_PARAMETERS
-from training.unet import ExitWaveOutput  # noqa: F401 (registers the layers)
 
 
 def contract_inputs(shards: dict[str, NDArray], count: int, label: str) -> dict[str, NDArray]:
@@ -35,6 +36,14 @@ def contract_inputs(shards: dict[str, NDArray], count: int, label: str) -> dict[
     radius = rows[:, [DETECTOR_PARAMETERS.index("bright_field_radius")]]
     columns = [geometry(rows[:, : len(PARAMETERS)]), radius, inputs["scan_step"]]
     return {"patterns": inputs["patterns"], "geometry": np.concatenate(columns, 1).astype(np.float32)}
+
+
+def trained_network(path: Path, config: dict) -> keras.Model:
+    """The configuration's network in Keras' default precision, with the weights of a file."""
+    weights = keras.saving.load_model(path, compile=False).get_weights()
+    network = recipe(config).network()
+    network.set_weights(weights)
+    return network
 
 
 def main() -> None:
@@ -48,7 +57,7 @@ def main() -> None:
     numbers = sorted(int(path.stem.split("_")[1]) for path in arguments.data.glob("shard_*.npz"))
     training = load_shards(arguments.data, numbers[config["validation_shards"] :], ("parameters",))["parameters"]
     description = json.loads((arguments.data / "config.json").read_text())
-    model = object_model(keras.saving.load_model(arguments.model, compile=False), "reciprocal")
+    model = object_model(trained_network(arguments.model, config), "reciprocal")
     properties = metadata(
         arguments.name,
         arguments.version,

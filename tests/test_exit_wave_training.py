@@ -246,15 +246,27 @@ def test_mixed_precision_trains_with_float32_waves(data, tmp_path, kind):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
-def test_an_exported_network_gives_the_labelled_object_and_runs_in_the_engine(data, shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_an_exported_network_gives_the_labelled_object_and_runs_in_the_engine(
+    data, shards, tmp_path, monkeypatch, precision
+):
     from airpi_py4d import Acquisition, optics, reconstruct
     from export import unet as export_unet
 
-    (tmp_path / "config.toml").write_text('label = "exit_wave"\nvalidation_shards = 1\n')
+    text = [f"{name} = {value!r}" for name, value in TINY.items() if not isinstance(value, dict)]
+    text += ["[network]", *(f"{name} = {value!r}" for name, value in TINY["network"].items())]
+    (tmp_path / "config.toml").write_text("\n".join(text))
+    keras.utils.set_random_seed(1)
     network = recipes.recipe(TINY).network()
     rng = np.random.default_rng(1)
     network.set_weights([w + rng.normal(0, 0.02, w.shape) if w.ndim else np.array(0.05) for w in network.get_weights()])
-    network.save(tmp_path / "model.keras")
+    keras.config.set_dtype_policy(precision)
+    try:
+        trained = recipes.recipe(TINY).network()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    trained.set_weights(network.get_weights())
+    trained.save(tmp_path / "model.keras")
     names = [str(tmp_path / "model.keras"), str(tmp_path / "config.toml"), str(data), str(tmp_path / "mine.onnx")]
     monkeypatch.setattr("sys.argv", ["export.unet", *names, "--name", "mine", "--version", "1"])
     export_unet.main()
