@@ -252,6 +252,23 @@ def test_loss_is_its_equation():
     assert found == pytest.approx(loss_in_numpy(target, prediction, 2e-4), rel=1e-4)
 
 
+def test_a_teacher_adds_its_equation_to_the_loss():
+    rng = np.random.default_rng(3)
+    true, teacher = rng.normal(0.3, 0.2, (2, 3, 12, 8)).astype(np.float32)
+    phase, deviation, coverage = rng.uniform(0.1, 1.0, (3, 3, 12, 8)).astype(np.float32)
+    target = np.stack([true, np.full_like(true, 0.01), teacher], -1)
+    prediction = np.stack([phase, deviation, coverage], -1)
+    added = []
+    for p, q, w in zip(*(x.astype(np.float64) for x in (phase, teacher, coverage)), strict=True):
+        relative = np.average((p - q) ** 2, weights=w) / (np.average(q**2, weights=w) + 1e-5)
+        (of_p, both), (_, of_q) = np.cov(p.ravel(), q.ravel(), aweights=w.ravel(), ddof=0)
+        added.append(np.sqrt(relative + 1e-4) + 1 - both / np.sqrt((of_p + 1e-8) * (of_q + 1e-8)))
+    loss = PhaseImageError(2e-4, teacher_weight=2.0)
+    assert loss.get_config()["teacher_weight"] == 2.0
+    alone = float(PhaseImageError(2e-4)(target[..., :2], prediction))
+    assert float(loss(target, prediction)) == pytest.approx(alone + 2 * np.mean(added), rel=1e-4)
+
+
 def test_the_receptive_field_is_within_the_margin():
     network = image_networks.image_network(4, **IMAGE)
     rng = np.random.default_rng(0)
@@ -376,6 +393,50 @@ def test_the_image_network_alone_is_trained_on_features_of_its_encoder(data, tmp
         for one, other in zip(network.image.get_weights(), trained.image.get_weights(), strict=True)
     ]
     assert max(moved) > 1e-4
+
+
+def test_a_teacher_is_the_mean_over_the_symmetries_and_the_network_learns_from_it(data, tmp_path):
+    keras.utils.set_random_seed(6)
+    network = image_networks.StitchedNetwork(ENCODER, IMAGE)
+    rng = np.random.default_rng(1)
+    network.set_weights([w + rng.normal(0, 0.05, w.shape).astype(np.float32) for w in network.get_weights()])
+    scans = scan_batches.Scans(data, [1])
+    inputs, _ = scan_batches.ScanBatches(scans, 0, 1, 0, whole=True)[0]
+    pixels = len(scans.phases[0])
+    mean = features.symmetric_phase(network, inputs, pixels)
+    alone = np.asarray(network(inputs))[0, :pixels, :pixels, 0]
+    assert abs(mean - alone).max() > 1e-3 * abs(alone).max()
+    # whatever symmetry the scan is seen in, it is the same image, turned
+    for operation in (1, 2, 4, 7):
+        patterns, turned = scan_batches.mirrored(inputs["patterns"][0], mean, operation)
+        seen = features.symmetric_phase(network, inputs | {"patterns": np.ascontiguousarray(patterns)[None]}, pixels)
+        np.testing.assert_allclose(seen, turned, rtol=2e-3, atol=2e-4 * abs(mean).max())
+    network.save(tmp_path / "start.keras")
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for number in range(3):
+        arrays = features.make_features(network, data, number, views=1, seed=0, teacher=True)
+        np.savez(dataset.shard_path(folder, number), **arrays)
+    made = features.Features(folder, [1], teacher=True)
+    np.testing.assert_allclose(made.teachers[0][:pixels, :pixels], mean, rtol=2e-3, atol=2e-4 * abs(mean).max())
+    assert features.FeatureBatches(made, 2, seed=1)[1][1].shape[-1] == 3
+    config = CONFIGURATION | {"network": {"kind": "stitched_image"}, "initial_model": str(tmp_path / "start.keras")}
+    config |= {"teacher_weight": 50.0, "validation_doses": [60.0], "epochs": 6, "batches_per_epoch": 5}
+
+    def distance(model):
+        found = features.Features(folder, [1, 2], teacher=True)
+        errors = []
+        for image, teacher, row in zip(found.images, found.teachers, found.numbers, strict=True):
+            given = {
+                "features": image[None].astype(np.float32),
+                "geometry": row[None, :3],
+                "pixel_size": row[None, 3:4],
+            }
+            errors.append(np.mean((np.asarray(model(given))[0, ..., 0] - teacher)[teacher != 0] ** 2))
+        return np.mean(errors)
+
+    fit.fit(config, folder, tmp_path / "run")
+    assert distance(keras.saving.load_model(tmp_path / "run" / "model.keras", compile=False)) < distance(network)
 
 
 def test_the_mean_of_two_networks():

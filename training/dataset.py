@@ -152,23 +152,25 @@ def save_shard(path: Path, arrays: dict[str, NDArray]) -> str:
     return digest
 
 
-def load_images(folder: Path, numbers: list[int], table: str, names: tuple[str, str]) -> tuple[NDArray, list, list]:
+def load_images(
+    folder: Path, numbers: list[int], table: str, names: tuple[str, ...]
+) -> tuple[NDArray, list[list[NDArray]]]:
     """Of shards that hold arrays of different sizes, `name_0`, `name_1` and so on, one for each row of `table`.
 
     Returns
     -------
-    ndarray, list of ndarray, list of ndarray
-        The rows of all shards, and the arrays of both names in the same order.
+    ndarray, list of list of ndarray
+        The rows of all shards, and for every name its arrays in the same order.
     """
     rows: list[NDArray] = []
-    lists: tuple[list[NDArray], list[NDArray]] = ([], [])
+    lists: list[list[NDArray]] = [[] for _ in names]
     for number in numbers:
         with np.load(shard_path(folder, number)) as shard:
             rows.append(shard[table])
             for n in range(len(rows[-1])):
                 for name, found in zip(names, lists, strict=True):
                     found.append(shard[f"{name}_{n}"])
-    return np.concatenate(rows), *lists
+    return np.concatenate(rows), lists
 
 
 def write_shard(task: tuple[dict, Path, int] | tuple[dict, Path, int, str]) -> tuple[int, str]:

@@ -41,6 +41,8 @@ _LEAST_RELATIVE_ERROR = 1e-4
 _OFFSET_FLOOR = 2.5e-3
 #: delta [rad^2], of a correlation.
 _LEAST_VARIANCE = 1e-8
+#: h [rad^2]: a teacher's images that are weaker than this count less.
+_TEACHER_FLOOR = 1e-5
 #: n of one electron in an area of 1 / k0^2 [rad^2].
 _NOISE_OF_ONE_ELECTRON = 4.0
 #: Of the likelihood of the error's size in the loss of a phase image.
@@ -119,21 +121,32 @@ class PhaseImageError(keras.losses.Loss):
     stands in brackets is held fixed, makes s the standard deviation of the error: the likelihood of a normal
     distribution, weighted by the variance (Seitzer et al. 2022), so that strong errors don't drown the rest.
 
-    In: target (n, rows, columns, 2): phi [rad] and 1 / rho, the same at all pixels; prediction (n, rows, columns, 3):
-    p, s [rad], c.
+    With a teacher, another image q of the same counts whose errors are smaller, and r_q the correlation with it,
+
+    .. math:: L + \tau \left(\sqrt{\langle (p - q)^2 \rangle / (\langle q^2 \rangle + h) + \epsilon} + 1 - r_q\right).
+
+    No noise is in it: q is a function of the counts that the network sees.
+
+    In: target (n, rows, columns, 2): phi [rad] and 1 / rho, the same at all pixels, and with a teacher a third channel,
+    q [rad]; prediction (n, rows, columns, 3): p, s [rad], c.
 
     Parameters
     ----------
     strength_floor : float
         f_0 [rad^2]: specimens weaker than this count less.
+    teacher_weight : float
+        tau; 0 without a teacher.
     """
 
-    def __init__(self, strength_floor: float, name: str = "phase_image_error", **kwargs: Any) -> None:
+    def __init__(
+        self, strength_floor: float, teacher_weight: float = 0.0, name: str = "phase_image_error", **kwargs: Any
+    ) -> None:
         super().__init__(name=name, **kwargs)
-        self.strength_floor = strength_floor
+        self.strength_floor, self.teacher_weight = strength_floor, teacher_weight
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"strength_floor": self.strength_floor}
+        own = {"strength_floor": self.strength_floor, "teacher_weight": self.teacher_weight}
+        return super().get_config() | own
 
     def call(self, target: Any, prediction: Any) -> Any:
         true, phase, deviation = target[..., 0], prediction[..., 0], prediction[..., 1]
@@ -148,13 +161,20 @@ class PhaseImageError(keras.losses.Loss):
         def root(above: Any, below: Any, of_noise: Any) -> Any:
             return ops.sqrt((above + of_noise) / (below + of_noise) + _LEAST_RELATIVE_ERROR)
 
+        def correlation(other: Any) -> Any:
+            middles = mean(phase), mean(other)
+            spreads = [mean(x**2) - m**2 + _LEAST_VARIANCE for x, m in zip((phase, other), middles, strict=True)]
+            return (mean(phase * other) - middles[0] * middles[1]) / ops.sqrt(spreads[0] * spreads[1])
+
         offset, level = mean(error), mean(true)
         variance = mean(true**2) - level**2
         loss = root(mean(error**2) - offset**2, variance + floor, noise)
         loss = loss + 0.5 * root(offset**2, variance + level**2 + _OFFSET_FLOOR, noise)
-        middle = mean(phase)
-        spread = (mean(phase**2) - middle**2 + _LEAST_VARIANCE) * (variance + _LEAST_VARIANCE)
-        loss = loss + 1 - (mean(phase * true) - middle * level) / ops.sqrt(spread)
+        loss = loss + 1 - correlation(true)
+        if self.teacher_weight:
+            teacher = target[..., 2]
+            relative = root(mean((phase - teacher) ** 2), mean(teacher**2) + _TEACHER_FLOOR, 0.0)
+            loss = loss + self.teacher_weight * (relative + 1 - correlation(teacher))
         down, right = (slice(None), slice(1, None)), (slice(None), slice(None), slice(1, None))
         up, left = (slice(None), slice(None, -1)), (slice(None), slice(None), slice(None, -1))
         for after, before in ((down, up), (right, left)):

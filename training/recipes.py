@@ -148,7 +148,8 @@ class PhaseImageRecipe:
     def compile(self, model: keras.Model, epoch: int, optimizer: Any) -> None:
         if optimizer is None:
             optimizer = keras.optimizers.AdamW(weight_decay=self.config["weight_decay"], global_clipnorm=1.0)
-        model.compile(optimizer, PhaseImageError(self.config["strength_floor"]))
+        loss = PhaseImageError(self.config["strength_floor"], self.config.get("teacher_weight", 0.0))
+        model.compile(optimizer, loss)
 
     def changes(self, epoch: int) -> bool:
         return False
@@ -187,10 +188,13 @@ class StitchedRecipe(PhaseImageRecipe):
 
 
 class ImageRecipe(PhaseImageRecipe):
-    """The image network alone, on feature images (`training.features`) that its encoder made."""
+    """The image network alone, on feature images (`training.features`) that its encoder made.
+
+    With `teacher_weight` it also learns from the mean over the eight symmetries that the features were made with.
+    """
 
     def load(self, folder: Path, numbers: list[int]) -> Features:
-        return Features(folder, numbers)
+        return Features(folder, numbers, teacher="teacher_weight" in self.config)
 
     def compile(self, model: keras.Model, epoch: int, optimizer: Any) -> None:
         model.encoder.trainable = False

@@ -47,9 +47,8 @@ class Scans:
     """
 
     def __init__(self, folder: Path, numbers: list[int]) -> None:
-        self.parameters, self.amplitudes, self.phases = load_images(
-            folder, numbers, "parameters", ("amplitudes", "phase")
-        )
+        self.parameters, images = load_images(folder, numbers, "parameters", ("amplitudes", "phase"))
+        self.amplitudes, self.phases = images
         self.geometry = geometry(self.parameters)
 
     def __len__(self) -> int:
