@@ -393,6 +393,8 @@ def test_the_image_network_alone_is_trained_on_features_of_its_encoder(data, tmp
         for one, other in zip(network.image.get_weights(), trained.image.get_weights(), strict=True)
     ]
     assert max(moved) > 1e-4
+    with pytest.raises(ValueError, match=r"teacher_weight is set, but .* make them with training.features --teacher"):
+        fit.fit(config | {"teacher_weight": 1.0}, folder, tmp_path / "other")
 
 
 def test_a_teacher_is_the_mean_over_the_symmetries_and_the_network_learns_from_it(data, tmp_path):

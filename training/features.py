@@ -33,8 +33,12 @@ PIXELS_A_BATCH = 24_000
 _PATTERNS_AT_ONCE = 512
 
 
-def feature_image(model: Any, inputs: dict[str, NDArray], patterns: NDArray) -> NDArray[np.float32]:
-    """Features, level and coverage (channels, pixels, pixels) of one scan's patterns (1, p, p, 64, 64)."""
+def feature_image(model: Any, inputs: dict[str, NDArray]) -> NDArray[np.float32]:
+    """Features, level and coverage (channels, pixels, pixels) of one scan, given as by `ScanBatches`.
+
+    As `StitchedNetwork.feature_image` makes them, with the encoder in batches, as whole scans need.
+    """
+    patterns = inputs["patterns"]
     flat = patterns.reshape(-1, *patterns.shape[3:])
     geometry = np.repeat(inputs["geometry"], len(flat), axis=0)
     patches = model.encoder.predict([flat, geometry], batch_size=_PATTERNS_AT_ONCE, verbose=0)
@@ -42,21 +46,26 @@ def feature_image(model: Any, inputs: dict[str, NDArray], patterns: NDArray) -> 
 
 
 def symmetric_phase(model: Any, inputs: dict[str, NDArray], pixels: int) -> NDArray[np.float32]:
-    """Mean phase [rad] of one scan's image over the eight symmetries, each turned back.
+    """Mean over the eight symmetries of one scan of its phase image, each turned back.
 
     Parameters
     ----------
     model : StitchedNetwork
     inputs : dict
-        Of `ScanBatches`, one scan.
+        Of one scan, as by `ScanBatches`.
     pixels : int
         Side of the image without the zeros beyond.
+
+    Returns
+    -------
+    ndarray, shape (pixels, pixels)
+        [rad]
     """
     total = np.zeros((pixels, pixels), np.float32)
     for operation in range(8):
-        patterns = np.ascontiguousarray(mirrored(inputs["patterns"][0], total, operation)[0])[None]
-        features = feature_image(model, inputs, patterns)[None]
-        phase = np.asarray(model({"features": features, **inputs}))[0, :pixels, :pixels, 0]
+        patterns, _ = mirrored(inputs["patterns"][0], total, operation)
+        features = feature_image(model, inputs | {"patterns": np.ascontiguousarray(patterns)[None]})
+        phase = np.asarray(model(inputs | {"features": features[None]}))[0, :pixels, :pixels, 0]
         if operation & 4:
             phase = phase.T
         if operation & 2:
@@ -92,7 +101,7 @@ def make_features(
         batches = ScanBatches(scans, 0, seed + number, view, whole=True, dose_range=doses)
         for n in range(len(scans)):
             (inputs, target), image = batches[n], len(numbers)
-            arrays[f"features_{image}"] = feature_image(model, inputs, inputs["patterns"]).astype(np.float16)
+            arrays[f"features_{image}"] = feature_image(model, inputs).astype(np.float16)
             arrays[f"target_{image}"] = target[0, ..., 0]
             numbers.append([*inputs["geometry"][0], inputs["pixel_size"][0, 0], target[0, 0, 0, 1]])
             if teacher:
@@ -121,11 +130,22 @@ class Features:
     numbers : list of int
         Shards.
     teacher : bool
+
+    Raises
+    ------
+    ValueError
+        If the features were made without the teacher that is asked for.
     """
 
     def __init__(self, folder: Path, numbers: list[int], teacher: bool = False) -> None:
         names = ("features", "target", "teacher")
-        self.numbers, images = load_images(folder, numbers, "numbers", names if teacher else names[:2])
+        try:
+            self.numbers, images = load_images(folder, numbers, "numbers", names if teacher else names[:2])
+        except KeyError as error:
+            raise ValueError(
+                f"teacher_weight is set, but {folder} has features without a teacher ({error}); make them with "
+                "training.features --teacher, or leave teacher_weight out."
+            ) from error
         self.images, self.targets, *teachers = images
         self.teachers = teachers[0] if teacher else []
 

@@ -148,8 +148,10 @@ class PhaseImageRecipe:
     def compile(self, model: keras.Model, epoch: int, optimizer: Any) -> None:
         if optimizer is None:
             optimizer = keras.optimizers.AdamW(weight_decay=self.config["weight_decay"], global_clipnorm=1.0)
-        loss = PhaseImageError(self.config["strength_floor"], self.config.get("teacher_weight", 0.0))
-        model.compile(optimizer, loss)
+        model.compile(optimizer, self.loss())
+
+    def loss(self) -> PhaseImageError:
+        return PhaseImageError(self.config["strength_floor"])
 
     def changes(self, epoch: int) -> bool:
         return False
@@ -194,7 +196,14 @@ class ImageRecipe(PhaseImageRecipe):
     """
 
     def load(self, folder: Path, numbers: list[int]) -> Features:
-        return Features(folder, numbers, teacher="teacher_weight" in self.config)
+        return Features(folder, numbers, teacher=self.teacher_weight > 0)
+
+    @property
+    def teacher_weight(self) -> float:
+        return float(self.config.get("teacher_weight", 0.0))
+
+    def loss(self) -> PhaseImageError:
+        return PhaseImageError(self.config["strength_floor"], self.teacher_weight)
 
     def compile(self, model: keras.Model, epoch: int, optimizer: Any) -> None:
         model.encoder.trainable = False
