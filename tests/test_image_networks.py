@@ -15,6 +15,7 @@ from airpi_py4d import optics
 from training import average, dataset, features, fit, image_networks, scan_batches, scans
 from training.config import read_config
 from training.losses import PhaseImageError
+from training.recipes import recipe
 from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR, OBJECT, WINDOW
 from training.structures import Specimen
 
@@ -215,9 +216,9 @@ def _mirrored(operation):
     return np.array([columns, rows, 0] if operation & 4 else [rows, columns, 0], float)
 
 
-def loss_in_numpy(true, prediction, floor):
+def loss_in_numpy(true, prediction, floor, of_correlation, of_one_electron):
     phase, deviation, coverage = np.moveaxis(prediction.astype(np.float64), -1, 0)
-    noise, true, weight = 4 * true[:, 0, 0, 1], true[..., 0].astype(np.float64), np.minimum(coverage, 1)
+    noise, true, weight = of_one_electron * true[:, 0, 0, 1], true[..., 0].astype(np.float64), np.minimum(coverage, 1)
     losses = []
     for t, p, s, w, n in zip(true, phase, deviation, weight, noise, strict=True):
         error = p - t
@@ -226,7 +227,7 @@ def loss_in_numpy(true, prediction, floor):
         loss = np.sqrt((np.average((error - offset) ** 2, weights=w) + n) / (variance + floor + n) + 1e-4)
         loss += 0.5 * np.sqrt((offset**2 + n) / (variance + level**2 + 2.5e-3 + n) + 1e-4)
         (of_p, both), (_, of_t) = np.cov(p.ravel(), t.ravel(), aweights=w.ravel(), ddof=0)
-        loss += 1 - both / np.sqrt((of_p + 1e-8) * (of_t + 1e-8))
+        loss += of_correlation * (1 - both / np.sqrt((of_p + 1e-8) * (of_t + 1e-8)))
         for axis in (0, 1):
             weights = np.delete(w, 0, axis)
             above = np.average(np.diff(error, axis=axis) ** 2, weights=weights)
@@ -240,7 +241,10 @@ def loss_in_numpy(true, prediction, floor):
     return np.mean(losses)
 
 
-def test_loss_is_its_equation():
+@pytest.mark.parametrize(
+    ("chosen", "weights"), [({}, (1, 4)), ({"correlation_weight": 2.0, "noise_of_one_electron": 8.0}, (2, 8))]
+)
+def test_loss_is_its_equation(chosen, weights):
     rng = np.random.default_rng(2)
     true = rng.normal(0.3, 0.2, (3, 12, 8, 1)).astype(np.float32)
     phase, coverage = true + rng.normal(0.1, 0.1, true.shape), rng.uniform(0, 1.2, true.shape)
@@ -248,8 +252,9 @@ def test_loss_is_its_equation():
     target = np.concatenate(
         [true, np.zeros_like(true) + np.array([0, 1e-2, 1e-1], np.float32)[:, None, None, None]], -1
     )
-    found = float(PhaseImageError(2e-4)(target, prediction))
-    assert found == pytest.approx(loss_in_numpy(target, prediction, 2e-4), rel=1e-4)
+    loss = recipe(read_config("training/configs/fast_model.toml") | {"strength_floor": 2e-4} | chosen).loss()
+    assert float(loss(target, prediction)) == pytest.approx(loss_in_numpy(target, prediction, 2e-4, *weights), rel=1e-4)
+    assert float(PhaseImageError.from_config(loss.get_config())(target, prediction)) == float(loss(target, prediction))
 
 
 def test_a_teacher_adds_its_equation_to_the_loss():
@@ -456,6 +461,7 @@ JAX_LOSS = """
 import sys, keras, numpy as np
 from training import image_networks
 from training.losses import PhaseImageError
+from training.recipes import recipe
 assert keras.backend.backend() == "jax"
 network = keras.saving.load_model(sys.argv[1], compile=False)
 batch = dict(np.load(sys.argv[2]))

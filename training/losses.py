@@ -43,8 +43,6 @@ _OFFSET_FLOOR = 2.5e-3
 _LEAST_VARIANCE = 1e-8
 #: h [rad^2]: a teacher's images that are weaker than this count less.
 _TEACHER_FLOOR = 1e-5
-#: n of one electron in an area of 1 / k0^2 [rad^2].
-_NOISE_OF_ONE_ELECTRON = 4.0
 #: Of the likelihood of the error's size in the loss of a phase image.
 _LIKELIHOOD_WEIGHT = 0.1
 
@@ -96,7 +94,7 @@ class PhaseImageError(keras.losses.Loss):
     r"""Relative error of a phase image, of its derivatives, and the likelihood of the error that it gives itself.
 
     With means < > weighted by the coverage c (at most 1), the true phase phi of mean m and variance v, the predicted
-    one p, the mean d of the error p - phi, and n = 4 / rho, rho the electrons in an area of 1 / k0^2, a few times the
+    one p, the mean d of the error p - phi, and n = N / rho, rho the electrons in an area of 1 / k0^2, a few times the
     variance of a linear estimate of the phase,
 
     .. math:: e = \frac{\langle (p - \phi - d)^2 \rangle + n}{v + f_0 + n}, \quad
@@ -107,7 +105,7 @@ class PhaseImageError(keras.losses.Loss):
               e_0 = \frac{d^2 + n}{v + m^2 + g + n}, \quad
               r = \frac{\langle (p - \bar p) (\phi - m) \rangle}{\sqrt{(v_p + \delta) (v + \delta)}}, \quad
               L = \sqrt{e + \epsilon} + \sqrt{e' + \epsilon} / 2 + \sqrt{e'' + \epsilon} / 4
-                  + \sqrt{e_0 + \epsilon} / 2 + 1 - r
+                  + \sqrt{e_0 + \epsilon} / 2 + \kappa (1 - r)
                   + \lambda \frac{\langle [s^2] ([p - \phi]^2 / 2 s^2 + \ln s) \rangle}{v + f_0 + n}
 
     The root lets scans of many electrons, whose errors are small, count about as much as those of few. The noise n in
@@ -136,21 +134,32 @@ class PhaseImageError(keras.losses.Loss):
         f_0 [rad^2]: specimens weaker than this count less.
     teacher_weight : float
         tau; 0 without a teacher.
+    correlation_weight : float
+        kappa.
+    noise_of_one_electron : float
+        N [rad^2].
     """
 
     def __init__(
-        self, strength_floor: float, teacher_weight: float = 0.0, name: str = "phase_image_error", **kwargs: Any
+        self,
+        strength_floor: float,
+        teacher_weight: float = 0.0,
+        correlation_weight: float = 1.0,
+        noise_of_one_electron: float = 4.0,
+        name: str = "phase_image_error",
+        **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
         self.strength_floor, self.teacher_weight = strength_floor, teacher_weight
+        self.correlation_weight, self.noise_of_one_electron = correlation_weight, noise_of_one_electron
 
     def get_config(self) -> dict[str, Any]:
-        own = {"strength_floor": self.strength_floor, "teacher_weight": self.teacher_weight}
-        return super().get_config() | own
+        names = ("strength_floor", "teacher_weight", "correlation_weight", "noise_of_one_electron")
+        return super().get_config() | {name: getattr(self, name) for name in names}
 
     def call(self, target: Any, prediction: Any) -> Any:
         true, phase, deviation = target[..., 0], prediction[..., 0], prediction[..., 1]
-        noise = _NOISE_OF_ONE_ELECTRON * target[:, 0, 0, 1]
+        noise = self.noise_of_one_electron * target[:, 0, 0, 1]
         floor = self.strength_floor
         weight = ops.minimum(prediction[..., 2], 1.0)
         error = phase - true
@@ -170,7 +179,7 @@ class PhaseImageError(keras.losses.Loss):
         variance = mean(true**2) - level**2
         loss = root(mean(error**2) - offset**2, variance + floor, noise)
         loss = loss + 0.5 * root(offset**2, variance + level**2 + _OFFSET_FLOOR, noise)
-        loss = loss + 1 - correlation(true)
+        loss = loss + self.correlation_weight * (1 - correlation(true))
         if self.teacher_weight:
             teacher = target[..., 2]
             relative = root(mean((phase - teacher) ** 2), mean(teacher**2) + _TEACHER_FLOOR, 0.0)

@@ -139,6 +139,9 @@ class WindowRecipe:
 class PhaseImageRecipe:
     """Networks that give a phase image: AdamW, cosine decay, relative error of the phase image."""
 
+    #: What the configuration may say of the loss.
+    loss_arguments: tuple[str, ...] = ("strength_floor", "correlation_weight", "noise_of_one_electron")
+
     def __init__(self, config: dict) -> None:
         self.config, self.epochs = config, config["epochs"]
 
@@ -151,7 +154,7 @@ class PhaseImageRecipe:
         model.compile(optimizer, self.loss())
 
     def loss(self) -> PhaseImageError:
-        return PhaseImageError(self.config["strength_floor"])
+        return PhaseImageError(**{name: self.config[name] for name in self.loss_arguments if name in self.config})
 
     def changes(self, epoch: int) -> bool:
         return False
@@ -195,15 +198,10 @@ class ImageRecipe(PhaseImageRecipe):
     With `teacher_weight` it also learns from the mean over the eight symmetries that the features were made with.
     """
 
+    loss_arguments = (*PhaseImageRecipe.loss_arguments, "teacher_weight")
+
     def load(self, folder: Path, numbers: list[int]) -> Features:
-        return Features(folder, numbers, teacher=self.teacher_weight > 0)
-
-    @property
-    def teacher_weight(self) -> float:
-        return float(self.config.get("teacher_weight", 0.0))
-
-    def loss(self) -> PhaseImageError:
-        return PhaseImageError(self.config["strength_floor"], self.teacher_weight)
+        return Features(folder, numbers, teacher=self.config.get("teacher_weight", 0.0) > 0)
 
     def compile(self, model: keras.Model, epoch: int, optimizer: Any) -> None:
         model.encoder.trainable = False
