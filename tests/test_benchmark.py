@@ -174,8 +174,12 @@ def test_one_case_from_end_to_end(tmp_path, monkeypatch, capsys):
         assert needed in report
     assert str(tmp_path) not in report
     assert 0 < (tmp_path / "dreaming.png").stat().st_size < 300_000
-    with open(tmp_path / "benchmark.csv", newline="") as file:
-        rows = {(row["specimen"], row["dose"], row["method"]): row for row in csv.DictReader(file)}
+
+    def table():
+        with open(tmp_path / "benchmark.csv", newline="") as file:
+            return {(row["specimen"], row["dose"], row["method"]): row for row in csv.DictReader(file)}
+
+    rows = table()
     for method in ("AIRPI", "AIRPI, aberrations not given", "SSB", "DPC", "ptychography", "oracle, mid-plane"):
         assert -1 <= float(rows[names[0], "inf", method]["xc"]) <= 1
     assert float(rows[names[0], "inf", "oracle, mid-plane"]["xc"]) > 0.98
@@ -186,9 +190,16 @@ def test_one_case_from_end_to_end(tmp_path, monkeypatch, capsys):
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.np[yz]")}
     assert len(before) == 2 + 2 * 2 * 3
     monkeypatch.setattr(scans, "simulate_reference", None)
+    main([*arguments, "--seed", "2", "--without-ptychography"])
+    assert "Poisson counts, seed 2" in " ".join((tmp_path / "benchmark.md").read_text().split())
+    for method in ("AIRPI", "SSB"):
+        assert table()[names[0], "1000.0", method]["xc"] != rows[names[0], "1000.0", method]["xc"]
     monkeypatch.setattr(methods, "ssb_phase", None)
     main(arguments)
-    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.np[yz]")} == before
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    for method in ("AIRPI", "SSB"):
+        of_noisy = names[0], "1000.0", method
+        assert float(table()[of_noisy]["xc"]) == pytest.approx(float(rows[of_noisy]["xc"]), abs=1e-6)
 
 
 def test_processes_keep_the_order():

@@ -72,7 +72,7 @@ def heading(request: Request, command: str, validation: bool) -> str:
     ]
     offline = _PTYCHOGRAPHY.format(iterations=ITERATIONS) if request.ptychography else ""
     specimens = (_CHOICE if validation else _REPORTED).strip()
-    conditions = parts.prose(_CONDITIONS.format(seed=SEED, ptychography=offline, specimens=specimens))
+    conditions = parts.prose(_CONDITIONS.format(seed=request.seed, ptychography=offline, specimens=specimens))
     return f"Simulations only. {'; '.join(named)}.\n\n    {command}\n\n{conditions}"
 
 
@@ -87,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--positions", type=int, default=POSITIONS, help="cut the scans down from this many a side")
     line.add_argument("--jobs", type=int, default=2, help="processes, of one thread each if there are more than one")
     line.add_argument("--validation", action="store_true", help="the specimens to choose between models with")
+    line.add_argument("--seed", type=int, default=SEED, help="of the electrons")
     line.add_argument("--untold", action="store_true", help="AIRPI without the aberrations as well")
     line.add_argument("--without-ptychography", action="store_true", help="leave out the slowest method")
     line.add_argument("--simulate", action="store_true", help="simulate the scans and stop")
@@ -107,7 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     models = tuple(chosen.model) if chosen.model else (None,)
     ptychography = not (chosen.validation or chosen.without_ptychography)
-    request = Request(models, chosen.folder, chosen.positions, ptychography, chosen.untold, sums="repetition" in only)
+    sums = "repetition" in only
+    request = Request(models, chosen.folder, chosen.positions, ptychography, chosen.untold, sums, chosen.seed)
     results = all_images(cases, request, chosen.jobs)
     command = " ".join(["python -m training.benchmark", *(Path(word).name for word in given)])
     text = [f"# {'Validation' if chosen.validation else 'Benchmark'}", heading(request, command, chosen.validation)]

@@ -51,6 +51,8 @@ class Request:
     ptychography, untold, sums : bool
         Whether to make images by ptychography; by AIRPI without the aberrations; by AIRPI of 5 x 5 sums of patterns at
         twice the step.
+    seed : int
+        Of the electrons.
     """
 
     models: tuple[str | None, ...]
@@ -59,6 +61,7 @@ class Request:
     ptychography: bool = True
     untold: bool = False
     sums: bool = True
+    seed: int = SEED
 
 
 @cache
@@ -191,9 +194,11 @@ def images(task: tuple[Case, float], request: Request) -> dict[str, NDArray[Any]
     shape = case.scaled(request.positions)
     scan = load(case, shape, request.folder)
     reference, s = scan.reference(), scan.oversample
-    acquisition, counts = reference.acquisition, reference.counts(dose, SEED)
+    acquisition, counts = reference.acquisition, reference.counts(dose, request.seed)
     kept = request.folder / "images" / scan.file.stem
     at = "no_noise" if dose == NOISE_FREE else f"{dose:g}"
+    if request.seed != SEED:
+        at += f"_seed_{request.seed}"
     made: dict[str, NDArray[Any]] = {}
     for path, name in zip(request.models, model_names(request.models), strict=True):
         model = _model(path)
