@@ -461,7 +461,6 @@ JAX_LOSS = """
 import sys, keras, numpy as np
 from training import image_networks
 from training.losses import PhaseImageError
-from training.recipes import recipe
 assert keras.backend.backend() == "jax"
 network = keras.saving.load_model(sys.argv[1], compile=False)
 batch = dict(np.load(sys.argv[2]))
