@@ -332,6 +332,15 @@ def test_batches_are_reproducible_and_of_the_promised_shapes(data):
         assert (inputs["patterns"] >= 0).all()
 
 
+def test_the_configuration_chooses_the_doses(data):
+    chosen = recipe(CONFIGURATION | {"dose_range": [100.0, 200.0]})
+    batches = chosen.batches(chosen.load(data, [0, 1]), epoch=0)
+    of_one_electron = np.concatenate([batches[n][1][:, 0, 0, 1] for n in range(12)])
+    with_noise = of_one_electron[of_one_electron > 0]
+    assert len(with_noise) > 12
+    assert 1 / 200 <= with_noise.min() < with_noise.max() <= 1 / 100
+
+
 def test_larger_scans_are_drawn_oftener_and_seen_in_parts(tmp_path):
     sides = (40, 8)
     arrays = {f"amplitudes_{n}": np.ones((side, side, 64, 64), np.float16) for n, side in enumerate(sides)}

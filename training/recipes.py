@@ -17,7 +17,7 @@ from training.features import FeatureBatches, Features
 from training.image_networks import StitchedNetwork
 from training.losses import PhaseImageError, StitchedExitWaveError, exit_wave_error, phase_scores
 from training.networks import NETWORKS
-from training.scan_batches import ScanBatches, Scans
+from training.scan_batches import SCAN_DOSE_RANGE, ScanBatches, Scans
 from training.streaming import Shards, StreamedBatches
 from training.unet import complex_unet, unet
 
@@ -164,14 +164,25 @@ class PhaseImageRecipe:
 
 
 class StitchedRecipe(PhaseImageRecipe):
-    """Pattern encoder and image network together, on whole scans."""
+    """Pattern encoder and image network together, on whole scans.
+
+    `dose_range` of the configuration, if there, holds the limits of the doses, in electrons in 1 / k0^2.
+    """
 
     def load(self, folder: Path, numbers: list[int]) -> Scans:
         return Scans(folder, numbers)
 
     def batches(self, shards: Scans, epoch: int) -> ScanBatches:
         config = self.config
-        return ScanBatches(shards, config["batches_per_epoch"], config["seed"], epoch, workers=2, max_queue_size=8)
+        return ScanBatches(
+            shards,
+            config["batches_per_epoch"],
+            config["seed"],
+            epoch,
+            dose_range=tuple(config.get("dose_range", SCAN_DOSE_RANGE)),
+            workers=2,
+            max_queue_size=8,
+        )
 
     def validate(self, model: keras.Model, shards: Scans, epoch: int, state: dict) -> dict[str, float]:
         """Median relative error and mean correlation of the phase at every validation dose."""
