@@ -88,7 +88,9 @@ def test_whole_pixel_positions_are_the_training_simulators():
     assert error < 1e-5
 
 
-@pytest.mark.parametrize(("name", "expected"), [("scan_data", {16, 24}), ("large_scan_data", {64})])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("scan_data", {16, 24}), ("strong_scan_data", {16, 24}), ("large_scan_data", {64})]
+)
 def test_the_configuration_decides_the_positions(name, expected):
     config = read_config(f"training/configs/{name}.toml")
     rng = np.random.default_rng(0)
