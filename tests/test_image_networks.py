@@ -335,12 +335,34 @@ def test_batches_are_reproducible_and_of_the_promised_shapes(data):
 
 
 def test_the_configuration_chooses_the_doses(data):
-    chosen = recipe(CONFIGURATION | {"dose_range": [100.0, 200.0]})
-    batches = chosen.batches(chosen.load(data, [0, 1]), epoch=0)
-    of_one_electron = np.concatenate([batches[n][1][:, 0, 0, 1] for n in range(12)])
-    with_noise = of_one_electron[of_one_electron > 0]
-    assert len(with_noise) > 12
-    assert 1 / 200 <= with_noise.min() < with_noise.max() <= 1 / 100
+    found = {}
+    for skew in (1.0, 2.0):
+        chosen = recipe(CONFIGURATION | {"dose_range": [100.0, 10000.0], "dose_skew": skew})
+        batches = chosen.batches(chosen.load(data, [0, 1]), epoch=0)
+        of_one_electron = np.concatenate([batches[n][1][:, 0, 0, 1] for n in range(60)]).astype(float)
+        found[skew] = np.log10(1 / of_one_electron[of_one_electron > 0]) / 2 - 1
+        assert -1e-6 <= found[skew].min() < found[skew].max() <= 1 + 1e-6
+    assert len(found[1.0]) == len(found[2.0]) > 100
+    assert found[1.0].mean() == pytest.approx(1 / 2, abs=0.1)
+    assert found[2.0] == pytest.approx(found[1.0] ** 2, abs=1e-6)
+
+
+def test_mapped_arrays_are_those_of_the_file(tmp_path):
+    arrays = {
+        "amplitudes_0": np.arange(24, dtype=np.float16).reshape(2, 3, 4),
+        "of_columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "kinds": np.array(["wedge", "layers"]),
+        "skipped": np.array(3),
+        "none": np.zeros((0, 2)),
+    }
+    dataset.save_shard(tmp_path / "shard.npz", arrays)
+    found = dataset.mapped(tmp_path / "shard.npz")
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array, strict=True)
+        assert not found[name].flags.writeable
+        assert not found[name].flags.owndata
 
 
 def test_larger_scans_are_drawn_oftener_and_seen_in_parts(tmp_path):
@@ -351,7 +373,7 @@ def test_larger_scans_are_drawn_oftener_and_seen_in_parts(tmp_path):
     dataset.save_shard(dataset.shard_path(tmp_path, 0), arrays | {"parameters": rows})
     batches = scan_batches.ScanBatches(scan_batches.Scans(tmp_path, [0]), 0, seed=6)
     drawn = [batches.first_scan(2, np.random.default_rng(n)) for n in range(500)]
-    assert drawn.count(1) == pytest.approx(500 * 8**2 / (8**2 + 40**2), abs=20)
+    assert drawn.count(1) == pytest.approx(500 * 8 / (8 + 40), abs=25)
     positions = {batches[n][0]["patterns"].shape[1] for n in (0, 1)}
     assert positions == {8, scan_batches.LARGEST_SCAN}
 

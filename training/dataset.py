@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,8 @@ from training.simulation import MAXIMUM_GRID, SCAN, Scan, random_beam, simulate_
 from training.structures import random_specimen
 
 KERNELS = (SCAN - 2) ** 2  # samples that one scan gives
+#: Bytes that an array's header in a file has at most (version 1.0 of NumPy's format).
+_LONGEST_HEADER = 10 + 0xFFFF
 #: Columns of a shard's `parameters`: eV, mrad, A, A, A, A.
 PARAMETERS = ("energy", "semiangle", "defocus", "spherical_aberration", "scan_step", "thickness")
 
@@ -160,17 +164,38 @@ def load_images(
     Returns
     -------
     ndarray, list of list of ndarray
-        The rows of all shards, and for every name its arrays in the same order.
+        The rows of all shards, in memory, and for every name its arrays in the same order, as `mapped` gives them.
     """
     rows: list[NDArray] = []
     lists: list[list[NDArray]] = [[] for _ in names]
     for number in numbers:
-        with np.load(shard_path(folder, number)) as shard:
-            rows.append(shard[table])
-            for n in range(len(rows[-1])):
-                for name, found in zip(names, lists, strict=True):
-                    found.append(shard[f"{name}_{n}"])
+        shard = mapped(shard_path(folder, number))
+        rows.append(np.array(shard[table]))
+        for n in range(len(rows[-1])):
+            for name, found in zip(names, lists, strict=True):
+                found.append(shard[f"{name}_{n}"])
     return np.concatenate(rows), lists
+
+
+def mapped(path: Path) -> dict[str, NDArray]:
+    """The arrays of a file of `save_shard`, read-only views of the file.
+
+    The system reads what is used and keeps it as long as memory is free, once for all processes: so a data set may be
+    larger than memory, and several trainings may share it.
+    """
+    whole = np.memmap(path, np.uint8, "r")
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            # a local header of 30 bytes, which ends with the lengths of the name and of the extra field behind it
+            lengths = whole[member.header_offset + 26 : member.header_offset + 30].view("<u2")
+            start = member.header_offset + 30 + int(lengths.sum())
+            header = io.BytesIO(whole[start : start + _LONGEST_HEADER].tobytes())
+            np.lib.format.read_magic(header)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+            data = whole[start + header.tell() : start + member.file_size].view(dtype)
+            arrays[member.filename.removesuffix(".npy")] = data.reshape(shape, order="F" if fortran else "C")
+    return arrays
 
 
 def write_shard(task: tuple[dict, Path, int] | tuple[dict, Path, int, str]) -> tuple[int, str]:

@@ -37,7 +37,7 @@ SCAN_DOSE_RANGE = (60.0, 3e6)
 
 
 class Scans:
-    """Scans in memory: amplitudes (p, p, 64, 64) and phase [rad] of each, and rows of PARAMETERS.
+    """Scans in their files: amplitudes (p, p, 64, 64) and phase [rad] of each; in memory, rows of PARAMETERS.
 
     Parameters
     ----------
@@ -99,7 +99,9 @@ class ScanBatches(keras.utils.PyDataset):
     whole : bool
         Every scan once, alone and as large as it is.
     dose_range : (float, float)
-        Electrons in 1 / k0^2, drawn evenly on a logarithmic scale.
+        Electrons in 1 / k0^2.
+    dose_skew : float
+        ln dose = low + (high - low) u^skew, u uniform: above 1 for more small doses.
     """
 
     def __init__(
@@ -111,18 +113,19 @@ class ScanBatches(keras.utils.PyDataset):
         dose: float | None = None,
         whole: bool = False,
         dose_range: tuple[float, float] = SCAN_DOSE_RANGE,
+        dose_skew: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.scans, self.seed, self.epoch, self.dose, self.whole = scans, seed, epoch, dose, whole
-        self.dose_range = dose_range
+        self.dose_range, self.dose_skew = dose_range, dose_skew
         self.in_order = whole or dose is not None
         self.batches = len(scans) if self.in_order else batches
         sizes = [(len(a), scans.oversample(n)) for n, a in enumerate(scans.amplitudes)]
         self.alike = {size: np.array([n for n, other in enumerate(sizes) if other == size]) for size in set(sizes)}
         self.sizes = sizes
-        patterns = np.array([positions**2 for positions, _ in sizes], float)
-        self.shares = patterns / patterns.sum()
+        rows = np.array([positions for positions, _ in sizes], float)
+        self.shares = rows / rows.sum()
 
     def __len__(self) -> int:
         return self.batches
@@ -136,7 +139,7 @@ class ScanBatches(keras.utils.PyDataset):
     def first_scan(self, index: int, rng: np.random.Generator) -> int:
         """A scan, which decides the batch's shapes.
 
-        At random, in proportion to its positions; for validation and whole scans in their order.
+        At random, in proportion to its rows; for validation and whole scans in their order.
 
         From its first two batches Keras concludes which lengths are constant, so none of theirs are equal.
         """
@@ -181,7 +184,7 @@ class ScanBatches(keras.utils.PyDataset):
             clean[empty] = vacuum_pattern()
             target[empty, ..., 0] = 0
             low, high = np.log(self.dose_range)
-            doses = np.exp(rng.uniform(low, high, size=count))
+            doses = np.exp(low + (high - low) * rng.uniform(size=count) ** self.dose_skew)
             doses[rng.uniform(size=count) < NOISE_FREE_SHARE] = 0.0
             cropped = rng.uniform(size=count) < CROPPED_SHARE
             half_widths[cropped] = rng.integers(13, 32, size=cropped.sum())
