@@ -89,7 +89,13 @@ def test_whole_pixel_positions_are_the_training_simulators():
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("scan_data", {16, 24}), ("strong_scan_data", {16, 24}), ("large_scan_data", {64})]
+    ("name", "expected"),
+    [
+        ("scan_data", {16, 24}),
+        ("strong_scan_data", {16, 24}),
+        ("large_step_scan_data", {16, 24}),
+        ("large_scan_data", {64}),
+    ],
 )
 def test_the_configuration_decides_the_positions(name, expected):
     config = read_config(f"training/configs/{name}.toml")
