@@ -341,16 +341,12 @@ def test_batches_are_reproducible_and_of_the_promised_shapes(data):
 
 
 def test_the_configuration_chooses_the_doses(data):
-    found = {}
-    for skew in (1.0, 2.0):
-        chosen = recipe(CONFIGURATION | {"dose_range": [100.0, 10000.0], "dose_skew": skew})
-        batches = chosen.batches(chosen.load(data, [0, 1]), epoch=0)
-        of_one_electron = np.concatenate([batches[n][1][:, 0, 0, 1] for n in range(60)]).astype(float)
-        found[skew] = np.log10(1 / of_one_electron[of_one_electron > 0]) / 2 - 1
-        assert -1e-6 <= found[skew].min() < found[skew].max() <= 1 + 1e-6
-    assert len(found[1.0]) == len(found[2.0]) > 100
-    assert found[1.0].mean() == pytest.approx(1 / 2, abs=0.1)
-    assert found[2.0] == pytest.approx(found[1.0] ** 2, abs=1e-6)
+    chosen = recipe(CONFIGURATION | {"dose_range": [100.0, 200.0]})
+    batches = chosen.batches(chosen.load(data, [0, 1]), epoch=0)
+    of_one_electron = np.concatenate([batches[n][1][:, 0, 0, 1] for n in range(12)])
+    with_noise = of_one_electron[of_one_electron > 0]
+    assert len(with_noise) > 12
+    assert 1 / 200 <= with_noise.min() < with_noise.max() <= 1 / 100
 
 
 def test_mapped_arrays_are_those_of_the_file(tmp_path):

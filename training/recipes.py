@@ -166,7 +166,7 @@ class PhaseImageRecipe:
 class StitchedRecipe(PhaseImageRecipe):
     """Pattern encoder and image network together, on whole scans.
 
-    `dose_range` and `dose_skew` of the configuration, if there, are those of `ScanBatches`.
+    `dose_range` of the configuration, if there, holds the limits of the doses, in electrons in 1 / k0^2.
     """
 
     def load(self, folder: Path, numbers: list[int]) -> Scans:
@@ -180,7 +180,6 @@ class StitchedRecipe(PhaseImageRecipe):
             config["seed"],
             epoch,
             dose_range=tuple(config.get("dose_range", SCAN_DOSE_RANGE)),
-            dose_skew=config.get("dose_skew", 1.0),
             workers=2,
             max_queue_size=8,
         )

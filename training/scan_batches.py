@@ -99,9 +99,7 @@ class ScanBatches(keras.utils.PyDataset):
     whole : bool
         Every scan once, alone and as large as it is.
     dose_range : (float, float)
-        Electrons in 1 / k0^2.
-    dose_skew : float
-        ln dose = low + (high - low) u^skew, u uniform: above 1 for more small doses.
+        Electrons in 1 / k0^2, drawn evenly on a logarithmic scale.
     """
 
     def __init__(
@@ -113,12 +111,11 @@ class ScanBatches(keras.utils.PyDataset):
         dose: float | None = None,
         whole: bool = False,
         dose_range: tuple[float, float] = SCAN_DOSE_RANGE,
-        dose_skew: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.scans, self.seed, self.epoch, self.dose, self.whole = scans, seed, epoch, dose, whole
-        self.dose_range, self.dose_skew = dose_range, dose_skew
+        self.dose_range = dose_range
         self.in_order = whole or dose is not None
         self.batches = len(scans) if self.in_order else batches
         sizes = [(len(a), scans.oversample(n)) for n, a in enumerate(scans.amplitudes)]
@@ -184,7 +181,7 @@ class ScanBatches(keras.utils.PyDataset):
             clean[empty] = vacuum_pattern()
             target[empty, ..., 0] = 0
             low, high = np.log(self.dose_range)
-            doses = np.exp(low + (high - low) * rng.uniform(size=count) ** self.dose_skew)
+            doses = np.exp(rng.uniform(low, high, size=count))
             doses[rng.uniform(size=count) < NOISE_FREE_SHARE] = 0.0
             cropped = rng.uniform(size=count) < CROPPED_SHARE
             half_widths[cropped] = rng.integers(13, 32, size=cropped.sum())
