@@ -182,6 +182,16 @@ def mapped(path: Path) -> dict[str, NDArray]:
 
     The system reads what is used and keeps it as long as memory is free, once for all processes: so a data set may be
     larger than memory, and several trainings may share it.
+
+    Parameters
+    ----------
+    path : Path
+        Not compressed, as `save_shard` leaves it.
+
+    Returns
+    -------
+    dict of str to ndarray
+        By name, with the shapes, types and units that they were saved with.
     """
     whole = np.memmap(path, np.uint8, "r")
     arrays = {}
