@@ -180,11 +180,13 @@ class Model:
                 ) from error
             self._image_session = self._loaded(second, what, device)
             channels = contract.features + EXTRA_CHANNELS
+            lengths = {entry.name: entry.shape[-1] for entry in self._image_session.get_inputs()}
+            self._image_values = 4 if lengths.get("image_geometry") == 4 else 5  # the fifth is k0
             _check_inputs(
                 self._image_session,
-                {"image_features": [1, channels, None, None], "image_geometry": [1, 4]},
+                {"image_features": [1, channels, None, None], "image_geometry": [1, self._image_values]},
                 what,
-                f"float32 image_features (1, {channels}, h, w), for any h and w, and image_geometry (1, 4)",
+                f"float32 image_features (1, {channels}, h, w), for any h and w, and image_geometry (1, 4) or (1, 5)",
             )
             outputs = [entry.name for entry in self._image_session.get_outputs()]
             if not {"phase", "phase_error"}.issubset(outputs):
@@ -241,10 +243,11 @@ class Model:
         ----------
         features : ndarray of float32, shape (1, features + 2, h, w)
             h and w are multiples of 4.
-        geometry : ndarray of float32, shape (1, 4)
+        geometry : ndarray of float32, shape (1, 5)
+            As `Plan.image_geometry` gives it; a network that takes four numbers gets the first four.
         """
-        names = ["phase", "phase_error"]
-        outputs = self._image_session.run(names, {"image_features": features, "image_geometry": geometry})
+        names, values = ["phase", "phase_error"], geometry[:, : self._image_values]
+        outputs = self._image_session.run(names, {"image_features": features, "image_geometry": values})
         for name, output in zip(names, outputs, strict=True):
             if output.shape != (1, 1, *features.shape[2:]):
                 raise ValueError(

@@ -175,10 +175,12 @@ class Plan:
 
     @property
     def image_geometry(self) -> NDArray[np.float32]:
-        """The image network's `image_geometry` input, shape (1, 4): pixel size [1 / k0] and a pattern's geometry."""
+        """The image network's `image_geometry` input, shape (1, 5): pixel size [1 / k0], a pattern's geometry and the
+        aperture's radius k0 [1/A], which says how long an angstrom is in the image."""
         steps = zip(self.reconstructed.scan_step, self.oversample, strict=True)
-        pixel = math.sqrt(math.prod(step / count for step, count in steps)) * self.acquisition.aperture_radius
-        return np.array([[pixel, *relative_geometry(self.reconstructed, self.spacing)]], np.float32)
+        k0 = self.acquisition.aperture_radius
+        pixel = math.sqrt(math.prod(step / count for step, count in steps)) * k0
+        return np.array([[pixel, *relative_geometry(self.reconstructed, self.spacing), k0]], np.float32)
 
     def resampling(self) -> Resampling:
         """Raw patterns to the model's grid."""

@@ -113,7 +113,7 @@ def convert(model: StitchedNetwork | Symmetric, features: int) -> tuple[onnx.Mod
     @tf.function(
         input_signature=[
             tf.TensorSpec((1, features + EXTRA_CHANNELS, None, None), tf.float32, name="image_features"),
-            tf.TensorSpec((1, 4), tf.float32, name="image_geometry"),
+            tf.TensorSpec((1, 5), tf.float32, name="image_geometry"),
         ]
     )
     def image(image_features: tf.Tensor, image_geometry: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -151,7 +151,8 @@ def parity(
     expected = np.asarray(model.encoder([patterns, geometry]))
     features = sessions[0].run(["feature_patch"], {"patterns": patterns, "geometry": geometry})[0]
     stitched = np.asarray(model.stitched(inputs["patterns"], expected, inputs, inputs["geometry"][:, :1]))
-    image_geometry = np.concatenate([inputs["pixel_size"], inputs["geometry"]], 1).astype(np.float32)
+    numbers = [inputs[name] for name in ("pixel_size", "geometry", "aperture_radius")]
+    image_geometry = np.concatenate(numbers, 1).astype(np.float32)
     phase = np.asarray(model.image([stitched, image_geometry])["phase"])
     found = sessions[1].run(["phase"], {"image_features": stitched, "image_geometry": image_geometry})[0]
     return {"features": float(np.abs(features - expected).max()), "phase": float(np.abs(found - phase).max())}

@@ -28,8 +28,9 @@ DETECTOR, BRIGHT_FIELD_RADIUS = 64, 12
 LABEL = "projected phase"
 
 
-def _described(features: int, pixels: int) -> dict[str, Any]:
-    """`grid`, `inputs` and `outputs` of the metadata."""
+def _described(features: int, pixels: int, values: int) -> dict[str, Any]:
+    """`grid`, `inputs` and `outputs` of the metadata; `values` numbers are in `image_geometry`."""
+    names = ("pixel size", "scan step", "defocus phase", "spherical phase", "aperture radius")[:values]
     channels = features + EXTRA_CHANNELS
     aberrations = (
         "phases of defocus, -pi lambda k0^2 defocus, and of C_s, pi C_s lambda^3 k0^4 / 2, at the aperture's edge; 0 "
@@ -64,9 +65,9 @@ def _described(features: int, pixels: int) -> dict[str, Any]:
                 "airpi_py4d/feature_stitching.py; rows and columns are multiples of 4",
             },
             "image_geometry": {
-                "shape": [1, 4],
-                "axes": "1, (pixel size, scan step, defocus phase, spherical phase)",
-                "unit": "1/k0, 1/k0, rad, rad",
+                "shape": [1, values],
+                "axes": f"1, ({', '.join(names)})",
+                "unit": ", ".join(("1/k0", "1/k0", "rad", "rad", "1/A")[:values]),
                 "description": f"of the image network: pixel size and scan step times k0; {aberrations}",
             },
         },
@@ -113,8 +114,8 @@ def join(
     encoder : onnx.ModelProto
         Inputs `patterns` (n, 64, 64) and `geometry` (n, 3); output `feature_patch` (n, features, p, p).
     image_network : onnx.ModelProto
-        Inputs `image_features` (1, features + 2, h, w) and `image_geometry` (1, 4); outputs `phase` and `phase_error`
-        (1, 1, h, w).
+        Inputs `image_features` (1, features + 2, h, w) and `image_geometry` (1, 4), or (1, 5) with k0 [1/A]; outputs
+        `phase` and `phase_error` (1, 1, h, w).
     margin : int
         Half width of the image network's receptive field [px].
     metadata : mapping
@@ -147,14 +148,15 @@ def join(
         )
     taken = _shapes(image_network.graph.input)
     channels = features + EXTRA_CHANNELS
-    if taken != {"image_features": [1, channels, None, None], "image_geometry": [1, 4]}:
+    values = 4 if taken.get("image_geometry") == [1, 4] else 5
+    if taken != {"image_features": [1, channels, None, None], "image_geometry": [1, values]}:
         raise ValueError(
             f"image_network has the inputs {taken}, expected image_features (1, {channels}, h, w) and image_geometry "
-            "(1, 4)."
+            "(1, 4) or (1, 5)."
         )
     if set(image_given) != {"phase", "phase_error"}:
         raise ValueError(f"image_network has the outputs {image_given}, expected phase and phase_error.")
-    described = _described(features, pixels)
+    described = _described(features, pixels, values)
     output = {"kind": "stitched_features", "features": features, "pixels": pixels, "margin": margin}
     properties = {
         "airpi_schema": SCHEMA,

@@ -148,7 +148,7 @@ class TestTiles:
         held = image.band + 2 * MARGIN + 9
         stitcher = FeatureStitcher(shape, acquisition(0.5), 16, PATCH_PIXEL, (1, 1), FEATURES, held)
         everything = FeatureStitcher(shape, acquisition(0.5), 16, PATCH_PIXEL, (1, 1), FEATURES)
-        geometry = np.array([[0.2, 0.5, 0, 0]], np.float32)
+        geometry = np.array([[0.2, 0.5, 0, 0, 1]], np.float32)
         measured = rng.random(shape) > 0.1
         for row in range(shape[0]):
             patches = rng.normal(size=(shape[1], FEATURES, 16, 16)).astype(np.float32)
@@ -178,7 +178,7 @@ class TestTiles:
             stitcher.add_row(row, 0, patches, np.ones(64, bool), np.ones(64, np.float32))
         images = [PhaseImage((64, 64), margin, FEATURES + 2) for margin in (4, MARGIN, MARGIN + 8)]
         for image in images:
-            image.advance(lambda features: model.image(features, np.zeros((1, 4), np.float32)), stitcher, 64)
+            image.advance(lambda features: model.image(features, np.zeros((1, 5), np.float32)), stitcher, 64)
         assert np.abs(images[0].phase - images[1].phase).max() > 1e-3
         np.testing.assert_allclose(images[1].phase, images[2].phase, atol=2e-5)
 
@@ -199,7 +199,8 @@ class TestEngine:
     def test_image_geometry(self, model):
         here = acquisition((0.1, 0.3), defocus=30.0, spherical_aberration=1e5)
         plan = Plan.of(here, model.contract, counts(), 3, stride=2)
-        pixel, *geometry = plan.image_geometry[0]
+        pixel, *geometry, radius = plan.image_geometry[0]
+        assert radius == pytest.approx(K0)
         step = np.sqrt(0.2 * 0.6) * K0
         assert pixel == pytest.approx(step / 3)
         np.testing.assert_allclose(geometry, plan.geometry(1)[0])
@@ -307,7 +308,7 @@ class TestModel:
                 "output",
                 '{"kind": "stitched_features", "pixels": 16, "features": 4, "margin": 8}',
                 r"the image network of model .* has the inputs .*; its metadata promise float32 image_features "
-                r"\(1, 6, h, w\), for any h and w, and image_geometry \(1, 4\)",
+                r"\(1, 6, h, w\), for any h and w, and image_geometry \(1, 4\) or \(1, 5\)",
             ),
             ("grid", '{"kind": "aperture", "pixels": 48, "aperture_radius": 9}', r"float32 patterns \(n, 48, 48\)"),
         ],
@@ -322,6 +323,16 @@ class TestModel:
         onnx.save(changed, tmp_path / "changed.onnx")
         with pytest.raises(ValueError, match=message):
             Model(tmp_path / "changed.onnx", "cpu")
+
+    def test_four_numbers_of_image_geometry(self, model, tmp_path):
+        four = Model(write_two_parts(tmp_path / "four.onnx", (encoder(), unet(values=4))), "cpu")
+        features, geometry = np.ones((1, FEATURES + 2, 8, 8), np.float32), np.array([[0.1, 0.2, 1, 2, 0]], np.float32)
+        np.testing.assert_array_equal(four.image(features, geometry), model.image(features, geometry))
+        geometry[0, 4] = 3
+        np.testing.assert_array_equal(
+            four.image(features, geometry), four.image(features, np.float32([[0.1, 0.2, 1, 2]]))
+        )
+        assert np.abs(np.subtract(four.image(features, geometry), model.image(features, geometry))).max() > 1e-3
 
     def test_output(self, model):
         changed = Model.__new__(Model)

@@ -291,10 +291,23 @@ def test_the_receptive_field_is_within_the_margin():
     image[:, 4:] = 0.5
     changed = image.copy()
     changed[:, :, 64, 48] += 1
-    geometry = np.array([[0.15, 0.2, 0, 0]], np.float32)
+    geometry = np.array([[0.15, 0.2, 0, 0, 1]], np.float32)
     difference = np.abs(np.asarray(network([image, geometry])["phase"] - network([changed, geometry])["phase"]))[0, 0]
     seen = np.argwhere(difference > 0)
     assert 8 < np.abs(seen - [64, 48]).max() <= margin
+
+
+def test_the_image_network_knows_how_long_an_angstrom_is():
+    network = image_networks.image_network(4, **IMAGE)
+    rng = np.random.default_rng(0)
+    network.set_weights([w + rng.normal(0, 0.1, w.shape).astype(np.float32) for w in network.get_weights()])
+    image = rng.normal(size=(1, 6, 16, 16)).astype(np.float32)
+    one, same, other = (
+        np.asarray(network([image, np.array([[0.15, 0.2, 0, 0, radius]], np.float32)])["phase"])
+        for radius in (0.5, 0.5, 1.0)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 0.01 * one.std()
 
 
 @pytest.fixture(scope="module")
@@ -419,6 +432,9 @@ def test_the_image_network_alone_is_trained_on_features_of_its_encoder(data, tmp
     for number in range(3):
         np.savez(dataset.shard_path(folder, number), **features.make_features(network, data, number, views=2, seed=0))
     batches = features.FeatureBatches(features.Features(folder, [1]), 4, seed=1)
+    scans = scan_batches.Scans(data, [1])
+    k0 = [optics.aperture_radius(energy, angle) for energy, angle in scans.parameters[:, :2]]
+    np.testing.assert_allclose(batches.features.numbers[:, 5], np.tile(k0, 2), rtol=1e-6)
     inputs, target = batches[3]
     assert inputs["features"].shape[2:] == target.shape[1:3]
     alone = float(PhaseImageError(2e-4)(scan[1], network({"features": arrays["features_5"][None], **scan[0]})))
@@ -469,11 +485,7 @@ def test_a_teacher_is_the_mean_over_the_symmetries_and_the_network_learns_from_i
         found = features.Features(folder, [1, 2], teacher=True)
         errors = []
         for image, teacher, row in zip(found.images, found.teachers, found.numbers, strict=True):
-            given = {
-                "features": image[None].astype(np.float32),
-                "geometry": row[None, :3],
-                "pixel_size": row[None, 3:4],
-            }
+            given = features.network_inputs(image[None], row[None])
             errors.append(np.mean((np.asarray(model(given))[0, ..., 0] - teacher)[teacher != 0] ** 2))
         return np.mean(errors)
 

@@ -54,5 +54,5 @@ def test_variants_are_made(tmp_path):
     for label, make in runtime_trials.variants(path, None):
         if label in ("int8, static", "bfloat16"):
             continue
-        phase, _ = loaded(path, make()).image(np.ones((1, 5, 8, 8), np.float32), np.zeros((1, 4), np.float32))
+        phase, _ = loaded(path, make()).image(np.ones((1, 5, 8, 8), np.float32), np.zeros((1, 5), np.float32))
         assert phase.shape == (8, 8)

@@ -68,6 +68,7 @@ def test_the_engine_gives_keras_image(network, counts, tmp_path, step):
         "features_matrix": features[None],
         "window_matrix": window[None],
         "pixel_size": np.array([[relative / oversample]], np.float32),
+        "aperture_radius": np.array([[acquisition(step).aperture_radius]], np.float32),
     }
     pixels = (POSITIONS - 1) * oversample + 1
     phase, error = np.moveaxis(np.asarray(network(inputs))[0, :pixels, :pixels, :2], -1, 0)

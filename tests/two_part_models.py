@@ -51,8 +51,8 @@ def encoder(features=FEATURES, seed=0):
     return _graph("encoder", nodes, inputs, {"feature_patch": ["batch", features, 16, 16]}, constants)
 
 
-def unet(features=FEATURES, seed=1, width=4):
-    """A U-Net with two poolings, one convolution a level on the way down and up."""
+def unet(features=FEATURES, seed=1, width=4, values=5):
+    """A U-Net with two poolings, a convolution a level on the way down and up, and so many numbers of geometry."""
     rng = np.random.default_rng(seed)
     channels = {"a": (features + 2, width), "b": (width, width), "c": (width, width), "d": (2 * width, width)}
     channels["e"] = (2 * width, 2)
@@ -60,7 +60,7 @@ def unet(features=FEATURES, seed=1, width=4):
         f"weights_{name}": rng.normal(0, (9 * before) ** -0.5, (after, before, 3, 3)).astype(np.float32)
         for name, (before, after) in channels.items()
     }
-    constants["by_geometry"] = rng.normal(0, 0.1, (4, 1)).astype(np.float32)
+    constants["by_geometry"] = rng.normal(0, 0.1, (5, 1)).astype(np.float32)[:values]
     constants["scales"] = np.array([1, 1, 2, 2], np.float32)
     constants["space"] = np.array([2, 3])
 
@@ -97,7 +97,7 @@ def unet(features=FEATURES, seed=1, width=4):
         helper.make_node("Softplus", ["second"], ["phase_error"]),
     ]
     constants["four"] = np.float32(4)
-    inputs = {"image_features": [1, features + 2, "rows", "columns"], "image_geometry": [1, 4]}
+    inputs = {"image_features": [1, features + 2, "rows", "columns"], "image_geometry": [1, values]}
     outputs = {key: [1, 1, "rows", "columns"] for key in ("phase", "phase_error")}
     return _graph("unet", nodes, inputs, outputs, constants)
 

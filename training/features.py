@@ -91,8 +91,8 @@ def make_features(
     -------
     dict of ndarray
         For image n: `features_n` (channels, pixels, pixels), float16, `target_n` (pixels, pixels) [rad] and row n of
-        `numbers`: scan step [1 / k0], phases of defocus and C_s [rad], pixel size [1 / k0], 1 / electrons in 1 / k0^2;
-        with `teacher` also `teacher_n` (pixels, pixels) [rad], what `symmetric_phase` gives.
+        `numbers`: scan step [1 / k0], phases of defocus and C_s [rad], pixel size [1 / k0], 1 / electrons in 1 / k0^2,
+        k0 [1/A]; with `teacher` also `teacher_n` (pixels, pixels) [rad], what `symmetric_phase` gives.
     """
     scans = Scans(data, [number])
     arrays: dict[str, NDArray] = {}
@@ -103,7 +103,8 @@ def make_features(
             (inputs, target), image = batches[n], len(numbers)
             arrays[f"features_{image}"] = feature_image(model, inputs).astype(np.float16)
             arrays[f"target_{image}"] = target[0, ..., 0]
-            numbers.append([*inputs["geometry"][0], inputs["pixel_size"][0, 0], target[0, 0, 0, 1]])
+            lengths = inputs["pixel_size"][0, 0], target[0, 0, 0, 1], inputs["aperture_radius"][0, 0]
+            numbers.append([*inputs["geometry"][0], *lengths])
             if teacher:
                 pixels = len(scans.phases[n])
                 phase = symmetric_phase(model, inputs, pixels)
@@ -153,6 +154,16 @@ class Features:
         return len(self.images)
 
 
+def network_inputs(features: NDArray, numbers: NDArray) -> dict[str, NDArray]:
+    """What `StitchedNetwork` takes: feature images (n, channels, pixels, pixels) and their rows of `numbers`."""
+    return {
+        "features": features.astype(np.float32),
+        "geometry": numbers[:, :3],
+        "pixel_size": numbers[:, 3:4],
+        "aperture_radius": numbers[:, 5:],
+    }
+
+
 class FeatureBatches(keras.utils.PyDataset):
     """Keras data set of (inputs, target) for `StitchedNetwork` with `features` in place of patterns; target as for
     `losses.PhaseImageError`.
@@ -192,12 +203,7 @@ class FeatureBatches(keras.utils.PyDataset):
         target[..., 1] = numbers[:, 4, None, None]
         if self.features.teachers:
             target[..., 2] = [self.features.teachers[n] for n in chosen]
-        inputs = {
-            "features": np.stack([self.features.images[n] for n in chosen]).astype(np.float32),
-            "geometry": numbers[:, :3],
-            "pixel_size": numbers[:, 3:4],
-        }
-        return inputs, target
+        return network_inputs(np.stack([self.features.images[n] for n in chosen]), numbers), target
 
 
 def main() -> None:

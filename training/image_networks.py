@@ -284,9 +284,12 @@ def image_network(features: int, channels: list[int], blocks: list[int]) -> kera
     It corrects a linear filter of the first-order features, and sees that and them relative to the filter's local
     scale, so that weak and strong specimens look alike to it.
 
-    `image_features` (n, features + 2, rows, columns), rows and columns multiples of 4, and `image_geometry` (n, 4):
-    pixel size and scan step [1 / k0], phases of defocus and C_s at the aperture's edge [rad]. Out: `phase` and
-    `phase_error` [rad], (n, 1, rows, columns).
+    `image_features` (n, features + 2, rows, columns), rows and columns multiples of 4, and `image_geometry` (n, 5):
+    pixel size and scan step [1 / k0], phases of defocus and C_s at the aperture's edge [rad], k0 [1/A]. Out: `phase`
+    and `phase_error` [rad], (n, 1, rows, columns).
+
+    All lengths are relative to 1 / k0 but those of the specimen: how far atoms are apart, how wide they are and how far
+    they move. Only k0 says what those are in the image.
 
     Parameters
     ----------
@@ -296,12 +299,13 @@ def image_network(features: int, channels: list[int], blocks: list[int]) -> kera
         Channels at full, half and quarter resolution; residual blocks down, at the bottom, and up.
     """
     inputs = keras.Input((features + EXTRA_CHANNELS, None, None), name="image_features")
-    geometry = keras.Input((4,), name="image_geometry")
+    geometry = keras.Input((5,), name="image_geometry")
     all_features = layers.Permute((2, 3, 1), dtype="float32")(inputs)
     integrated = IntegratedCentreOfMass(dtype="float32")(all_features, geometry)
     first_order = NoiseScaled(dtype="float32")(all_features, geometry)
+    numbers = ops.concatenate([geometry[:, :4], ops.log(geometry[:, 4:])], axis=1)
     known = layers.Concatenate(dtype="float32")(
-        [all_features[..., features:], Spread(dtype="float32")(geometry, first_order)]
+        [all_features[..., features:], Spread(dtype="float32")(numbers, first_order)]
     )
     state = layers.Conv2D(24, 1, activation="swish", dtype="float32")(known)
     linear = linear_phase(first_order, geometry, layers.Conv2D(24, 1, activation="swish", dtype="float32")(state))
@@ -380,8 +384,8 @@ class StitchedNetwork(keras.Model):
     """Encoder, stitching and image network of square scans.
 
     In: `patterns` (n, p, p, 64, 64) [electrons], `geometry` (n, 3), `features_matrix` (n, pixels, 16 p) and
-    `window_matrix` (n, pixels, p) as from `stitching_matrices`, `pixel_size` (n, 1) [1 / k0]. Out: (n, pixels,
-    pixels, 3): phase [rad], its error [rad] and the coverage.
+    `window_matrix` (n, pixels, p) as from `stitching_matrices`, `pixel_size` (n, 1) [1 / k0], `aperture_radius` (n, 1)
+    k0 [1/A]. Out: (n, pixels, pixels, 3): phase [rad], its error [rad] and the coverage.
 
     Parameters
     ----------
@@ -431,6 +435,7 @@ class StitchedNetwork(keras.Model):
     def call(self, inputs: dict) -> Any:
         geometry = inputs["geometry"]
         x = inputs["features"] if "features" in inputs else self.feature_image(inputs)
-        image = self.image([x, ops.concatenate([inputs["pixel_size"], geometry], axis=1)])
+        numbers = [inputs["pixel_size"], geometry, inputs["aperture_radius"]]
+        image = self.image([x, ops.concatenate(numbers, axis=1)])
         maps = ops.concatenate([image["phase"], image["phase_error"], x[:, -1:]], axis=1)
         return ops.transpose(maps, (0, 2, 3, 1))

@@ -13,7 +13,7 @@ from training.batches import Batches
 from training.dataset import load_shards
 from training.exit_wave_batches import ExitWaveBatches, correlation
 from training.exit_wave_loss import WEIGHTS, ExitWaveLoss
-from training.features import FeatureBatches, Features
+from training.features import FeatureBatches, Features, network_inputs
 from training.image_networks import StitchedNetwork
 from training.losses import PhaseImageError, StitchedExitWaveError, exit_wave_error, phase_scores
 from training.networks import NETWORKS
@@ -229,10 +229,8 @@ class ImageRecipe(PhaseImageRecipe):
             return {}
         correlations = []
         for image, target, row in zip(shards.images, shards.targets, shards.numbers, strict=True):
-            features = image[None].astype(np.float32)
-            inputs = {"features": features, "geometry": row[None, :3], "pixel_size": row[None, 3:4]}
             seen = target != 0
-            predicted = np.asarray(model(inputs))[0, ..., 0]
+            predicted = np.asarray(model(network_inputs(image[None], row[None])))[0, ..., 0]
             flat = seen.sum() == 0 or target[seen].std() == 0
             correlations.append(np.nan if flat else np.corrcoef(predicted[seen], target[seen])[0, 1])
         noise = shards.numbers[:, 4]

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from airpi_py4d import optics
 from training.batches import (
     COARSE_PIXELS,
     COARSE_SHARE,
@@ -37,7 +38,8 @@ SCAN_DOSE_RANGE = (60.0, 3e6)
 
 
 class Scans:
-    """Scans in their files: amplitudes (p, p, 64, 64) and phase [rad] of each; in memory, rows of PARAMETERS.
+    """Scans in their files: amplitudes (p, p, 64, 64) and phase [rad] of each; in memory, rows of PARAMETERS and the
+    aperture's radius k0 [1/A].
 
     Parameters
     ----------
@@ -50,6 +52,8 @@ class Scans:
         self.parameters, images = load_images(folder, numbers, "parameters", ("amplitudes", "phase"))
         self.amplitudes, self.phases = images
         self.geometry = geometry(self.parameters)
+        beams = self.parameters[:, :2].tolist()
+        self.aperture_radius = np.array([optics.aperture_radius(*beam) for beam in beams], np.float32)
 
     def __len__(self) -> int:
         return len(self.amplitudes)
@@ -208,5 +212,6 @@ class ScanBatches(keras.utils.PyDataset):
             "features_matrix": np.stack([features for features, _ in matrices]),
             "window_matrix": np.stack([window for _, window in matrices]),
             "pixel_size": (steps[:, None] / oversample).astype(np.float32),
+            "aperture_radius": self.scans.aperture_radius[chosen, None],
         }
         return inputs, target
