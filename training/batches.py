@@ -233,11 +233,16 @@ def symmetry(patterns: NDArray, patches: NDArray, operation: int) -> tuple[NDArr
     return patterns, patches
 
 
+def aperture_radii(parameters: NDArray) -> NDArray[np.float64]:
+    """k0 [1/A], shape (n,), of rows that begin with energy [eV] and semi-angle [mrad], as PARAMETERS do."""
+    return np.array([optics.aperture_radius(energy, semiangle) for energy, semiangle in parameters[:, :2].tolist()])
+
+
 def geometry(parameters: NDArray) -> NDArray[np.float32]:
     """The model's `geometry` input, shape (n, 3), of rows of PARAMETERS: scan step [1 / k0], phases of defocus and C_s
     at the aperture's edge [rad] (the two terms of eq. 3)."""
-    energy, semiangle, defocus, spherical, step, _ = parameters.T
-    k0 = np.array([optics.aperture_radius(e, a) for e, a in zip(energy, semiangle, strict=True)])
+    energy, _, defocus, spherical, step, _ = parameters.T
+    k0 = aperture_radii(parameters)
     lam = np.array([optics.wavelength(e) for e in energy])
     spherical_phase = 0.5 * np.pi * spherical * lam**3 * k0**4
     return np.stack([step * k0, -np.pi * lam * k0**2 * defocus, spherical_phase], -1).astype(np.float32)

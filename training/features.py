@@ -103,8 +103,8 @@ def make_features(
             (inputs, target), image = batches[n], len(numbers)
             arrays[f"features_{image}"] = feature_image(model, inputs).astype(np.float16)
             arrays[f"target_{image}"] = target[0, ..., 0]
-            lengths = inputs["pixel_size"][0, 0], target[0, 0, 0, 1], inputs["aperture_radius"][0, 0]
-            numbers.append([*inputs["geometry"][0], *lengths])
+            others = inputs["pixel_size"][0, 0], target[0, 0, 0, 1], inputs["aperture_radius"][0, 0]
+            numbers.append([*inputs["geometry"][0], *others])
             if teacher:
                 pixels = len(scans.phases[n])
                 phase = symmetric_phase(model, inputs, pixels)
@@ -155,7 +155,8 @@ class Features:
 
 
 def network_inputs(features: NDArray, numbers: NDArray) -> dict[str, NDArray]:
-    """What `StitchedNetwork` takes: feature images (n, channels, pixels, pixels) and their rows of `numbers`."""
+    """What `StitchedNetwork` takes: feature images (n, channels, pixels, pixels) and their rows of `numbers` (n, 6), as
+    `make_features` gives them."""
     return {
         "features": features.astype(np.float32),
         "geometry": numbers[:, :3],

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from airpi_py4d import optics
 from training.batches import (
     COARSE_PIXELS,
     COARSE_SHARE,
@@ -17,6 +16,7 @@ from training.batches import (
     EMPTY_SHARE,
     NOISE_FREE_SHARE,
     _record,
+    aperture_radii,
     geometry,
     vacuum_pattern,
 )
@@ -52,8 +52,7 @@ class Scans:
         self.parameters, images = load_images(folder, numbers, "parameters", ("amplitudes", "phase"))
         self.amplitudes, self.phases = images
         self.geometry = geometry(self.parameters)
-        beams = self.parameters[:, :2].tolist()
-        self.aperture_radius = np.array([optics.aperture_radius(*beam) for beam in beams], np.float32)
+        self.aperture_radius = aperture_radii(self.parameters).astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.amplitudes)
