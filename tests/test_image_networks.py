@@ -68,6 +68,26 @@ def test_patterns_and_phase_are_abtems():
         assert found == pytest.approx((left @ coefficients @ right).real, abs=2e-3)  # [rad]; tails beyond the box
 
 
+def test_displacements_are_drawn_from_their_range(monkeypatch):
+    at = scans.Illumination(200e3, 22.0, 0.0, 0.0, 0.27)
+    side, drawn = at.grid * at.pixel_size, []
+    atoms = Atoms("Mo", positions=[[side / 2, side / 2, 2.0]], cell=[side, side, 4.0], pbc=True)
+    slices_of = scans.potential_slices
+
+    def noted(specimen, grid, rng, config):
+        drawn.append(config["phonon_deviation"])
+        return slices_of(specimen, grid, rng, config)
+
+    monkeypatch.setattr(scans, "potential_slices", noted)
+    config = {"slice_thickness": 2.0, "phonon_choices": [16], "phonon_deviations": [0.05, 0.11]}
+    rng = np.random.default_rng(1)
+    peaks = [scans.simulate_scan(Specimen(atoms, "test"), at, rng, config)[1].max() for _ in range(8)]
+    assert min(drawn) >= 0.05
+    assert max(drawn) <= 0.11
+    assert np.ptp(drawn) > 0.02
+    assert np.corrcoef(drawn, peaks)[0, 1] < -0.7  # the further an atom moves, the flatter is its phase
+
+
 def test_whole_pixel_positions_are_the_training_simulators():
     from training import simulation
 

@@ -48,6 +48,23 @@ def test_an_unknown_kind_is_refused(specimens):
         random_specimen(np.random.default_rng(0), 20.0, specimens | {"shares": {"quasicrystal": 1.0}})
 
 
+def test_layers_of_the_first_row_are_light_close_and_no_carbon(specimens):
+    undamaged = {"vacancies": 0.0, "substitutions": 0.0, "adatoms": 0.0, "disorder": 0.0}
+    found = drawn(specimens, 60, shares={"first_row_layers": 1.0}, **undamaged)
+    elements = [set(specimen.atoms.numbers.tolist()) for specimen in found]
+    assert {6} not in elements  # graphene is reserved
+    of_ligands = [numbers - {8, 16, 34, 52} for numbers in elements]  # of MX2 the ligand may be another
+    assert set().union(*of_ligands) <= set(range(3, 10))
+    assert len(set().union(*elements) & set(range(3, 10))) == 7
+    honeycombs = 0
+    for specimen in found:
+        assert specimen.thickness < 16  # [A], three layers
+        distances = specimen.atoms.get_all_distances(mic=True)
+        neighbours = np.sort(distances, axis=1)[:, 1:5]
+        honeycombs += np.median(neighbours[:, 3] / neighbours[:, 0]) > 1.4  # three neighbours, the fourth much further
+    assert 24 <= honeycombs <= 54
+
+
 def test_nanoparticles_leave_vacuum_and_wedges_have_a_slope(specimens):
     particles = drawn(specimens, 12, shares={"nanoparticle": 1.0})
     # less than a full slab: somewhere no atom within 2 A along the beam but for a film

@@ -187,9 +187,12 @@ def simulate_scan(
         For the phonons.
     config : dict
         Section `simulation` of the data set's configuration; `phonon_choices`, if there, are numbers of phonon
-        configurations to draw from (1 is a snapshot: a crystal with static displacements).
+        configurations to draw from (1 is a snapshot: a crystal with static displacements), `phonon_deviations`, if
+        there, the lowest and highest root mean square displacement along each axis [A] to draw uniformly from.
     """
     if "phonon_choices" in config:
         config = config | {"phonon_configurations": int(rng.choice(config["phonon_choices"]))}
+    if "phonon_deviations" in config:
+        config = config | {"phonon_deviation": float(rng.uniform(*config["phonon_deviations"]))}
     slices, slice_thickness = potential_slices(specimen, illumination.grid, rng, config)
     return intensities(slices, slice_thickness, illumination), projected_phase(slices, illumination)
