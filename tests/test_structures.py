@@ -48,7 +48,7 @@ def test_an_unknown_kind_is_refused(specimens):
         random_specimen(np.random.default_rng(0), 20.0, specimens | {"shares": {"quasicrystal": 1.0}})
 
 
-def test_layers_of_the_first_row_are_light_close_and_no_carbon(specimens):
+def test_layers_of_the_first_row_are_honeycombs_mostly_and_no_graphene(specimens):
     undamaged = {"vacancies": 0.0, "substitutions": 0.0, "adatoms": 0.0, "disorder": 0.0}
     found = drawn(specimens, 60, shares={"first_row_layers": 1.0}, **undamaged)
     elements = [set(specimen.atoms.numbers.tolist()) for specimen in found]
@@ -58,7 +58,6 @@ def test_layers_of_the_first_row_are_light_close_and_no_carbon(specimens):
     assert len(set().union(*elements) & set(range(3, 10))) == 7
     honeycombs = 0
     for specimen in found:
-        assert specimen.thickness < 16  # [A], three layers
         distances = specimen.atoms.get_all_distances(mic=True)
         neighbours = np.sort(distances, axis=1)[:, 1:5]
         honeycombs += np.median(neighbours[:, 3] / neighbours[:, 0]) > 1.4  # three neighbours, the fourth much further
