@@ -48,9 +48,9 @@ def test_an_unknown_kind_is_refused(specimens):
         random_specimen(np.random.default_rng(0), 20.0, specimens | {"shares": {"quasicrystal": 1.0}})
 
 
-def test_layers_of_the_first_row_are_honeycombs_mostly_and_no_graphene(specimens):
+def test_layers_of_the_second_period_are_honeycombs_mostly_and_no_graphene(specimens):
     undamaged = {"vacancies": 0.0, "substitutions": 0.0, "adatoms": 0.0, "disorder": 0.0}
-    found = drawn(specimens, 60, shares={"first_row_layers": 1.0}, **undamaged)
+    found = drawn(specimens, 60, shares={"second_period_layers": 1.0}, **undamaged)
     elements = [set(specimen.atoms.numbers.tolist()) for specimen in found]
     assert {6} not in elements  # graphene is reserved
     of_ligands = [numbers - {8, 16, 34, 52} for numbers in elements]  # of MX2 the ligand may be another

@@ -8,7 +8,6 @@ by covalent radii, or those of a folder of CIF files as they are; the zone axis 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,9 +25,7 @@ NOBLE_GASES = {2, 10, 18, 36, 54, 86}
 LIGHT_ELEMENTS = tuple(
     atomic_numbers[s] for s in ("Li", "Be", "B", "C", "N", "O", "F", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ti")
 )
-FIRST_ROW = range(3, 10)
-#: One layer in a cell, and its thickness [A], from the generator and whether light elements only are wanted.
-LayerDraw = Callable[[np.random.Generator, bool], tuple[Atoms, float]]
+SECOND_PERIOD = range(3, 10)
 #: Specimens with exactly these elements are kept for tests, the demo and benchmarks: never trained on.
 RESERVED_COMPOSITIONS = tuple(
     frozenset(atomic_numbers[s] for s in elements.split())
@@ -229,21 +226,16 @@ def disordered(rng: np.random.Generator, side: float, thickness: float, light: b
     return slab
 
 
-def random_layer(rng: np.random.Generator, light: bool) -> tuple[Atoms, float]:
-    """One layer of a honeycomb, MX2 (1H or 1T) or square-planar kind in a cell with its thickness [A]."""
-    kind = rng.choice(["honeycomb", "1H", "1T", "square"])
-    return layer_of(rng, kind, random_elements(rng, 2, light))
+def random_layer(rng: np.random.Generator, light: bool, second_period: bool) -> tuple[Atoms, float]:
+    """One layer of a honeycomb, MX2 (1H or 1T) or square-planar kind in a cell with its thickness [A].
 
-
-def first_row_layer(rng: np.random.Generator, _: bool) -> tuple[Atoms, float]:
-    """One layer of elements from Li to F, most of them honeycombs: the shortest bonds and weakest phases there are."""
-    kind = rng.choice(["honeycomb", "1H", "1T", "square"], p=[0.7, 0.1, 0.1, 0.1])
-    return layer_of(rng, kind, rng.choice(FIRST_ROW, size=2, replace=False))
-
-
-def layer_of(rng: np.random.Generator, kind: str, elements: NDArray[np.int64]) -> tuple[Atoms, float]:
-    """One layer of a kind and two elements, the second perhaps another, in a cell with its thickness [A]."""
-    metal, ligand = elements
+    Those of the second period (Li to F), most of them honeycombs, have the shortest bonds and weakest phases there are.
+    """
+    kinds = ["honeycomb", "1H", "1T", "square"]
+    if second_period:
+        kind, (metal, ligand) = rng.choice(kinds, p=[0.7, 0.1, 0.1, 0.1]), rng.choice(SECOND_PERIOD, 2, replace=False)
+    else:
+        kind, (metal, ligand) = rng.choice(kinds), random_elements(rng, 2, light)
     if kind == "honeycomb" and rng.uniform() < 0.4:
         ligand = metal
     if kind in ("1H", "1T") and rng.uniform() < 0.6:
@@ -269,9 +261,9 @@ def layer_of(rng: np.random.Generator, kind: str, elements: NDArray[np.int64]) -
     return Atoms(numbers=[site[0] for site in sites], scaled_positions=scaled, cell=cell, pbc=True), height
 
 
-def layered(rng: np.random.Generator, side: float, light: bool, drawn: LayerDraw = random_layer) -> Atoms | None:
+def layered(rng: np.random.Generator, side: float, light: bool, second_period: bool) -> Atoms | None:
     """One to three layers of the same kind, stacked with any twist, as in twisted bilayers."""
-    layer, height = drawn(rng, light)
+    layer, height = random_layer(rng, light, second_period)
     count = rng.choice([1, 2, 3], p=[0.45, 0.45, 0.1])
     spacing = height + rng.uniform(2.8, 3.8)
     angle = rng.uniform(0, 2 * np.pi)
@@ -354,7 +346,7 @@ def damaged(rng: np.random.Generator, atoms: Atoms, light: bool, config: dict) -
     return atoms
 
 
-LAYERS: dict[str, LayerDraw] = {"layers": random_layer, "first_row_layers": first_row_layer}
+LAYERS = ("layers", "second_period_layers")
 CRYSTALLINE = {"crystal": crystal_slab, "nanoparticle": nanoparticle, "wedge": wedge, "disordered": disordered}
 
 
@@ -377,7 +369,7 @@ def random_specimen(rng: np.random.Generator, side: float, config: dict) -> Spec
     if kind in CRYSTALLINE:
         atoms = CRYSTALLINE[kind](rng, side, thickness, light, config)
     elif kind in LAYERS:
-        atoms = layered(rng, side, light, LAYERS[kind])
+        atoms = layered(rng, side, light, second_period=kind == "second_period_layers")
     elif kind == "amorphous":
         atoms = amorphous(rng, side, thickness, light)
     elif kind == "single_atoms":
