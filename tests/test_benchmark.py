@@ -125,9 +125,9 @@ def test_no_reported_crystal_is_trained_on_and_validation_has_others():
         if "z-contrast" not in case.parts and case.name != "vacuum":
             assert compositions(case) in RESERVED_COMPOSITIONS, case.name
             reported.add(compositions(case))
-    for case in cases.VALIDATION:
+    for case in cases.VALIDATION + cases.WEAK_VALIDATION:
         assert compositions(case) not in reported, case.name
-    names = [case.name for case in cases.CASES + cases.VALIDATION]
+    names = [case.name for case in cases.CASES + cases.VALIDATION + cases.WEAK_VALIDATION]
     assert len(set(names)) == len(names)
 
 
@@ -139,7 +139,9 @@ def test_every_part_has_cases_and_every_case_a_part():
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in cases.CASES + cases.VALIDATION if case.periodic], ids=lambda c: c.name
+    "case",
+    [case for case in cases.CASES + cases.VALIDATION + cases.WEAK_VALIDATION if case.periodic],
+    ids=lambda c: c.name,
 )
 def test_periods_have_no_seam(case):
     atoms = case.build()

@@ -80,12 +80,23 @@ def _slab(cell: Atoms, axis: tuple[int, int, int], angle: float, thickness: floa
     return slab
 
 
+def _honeycomb(symbols: str, a: float) -> Atoms:
+    """Unit cell of a flat honeycomb of two elements, of lattice parameter `a` [A]."""
+    places = [(0, 0, 0.5), (1 / 3, 2 / 3, 0.5)]
+    return Atoms(symbols, scaled_positions=places, cell=[a, a, 2.0, 90, 90, 120], pbc=True)
+
+
+def _monolayer(layer: Atoms, angle: float, side: float, missing: float = 0.0, seed: int = 0) -> Atoms:
+    """A flat layer rotated by `angle` [degrees], a share of its atoms missing."""
+    sheet = _sheet(layer, angle, side, 0.2)
+    sheet.positions[:, 2] += 0.9
+    sheet.set_cell([side, side, 2.0])
+    return sheet[np.random.default_rng(seed).uniform(size=len(sheet)) > missing]
+
+
 def twisted_boron_nitride(side: float) -> Atoms:
     """Bilayer of hexagonal BN, twisted by 21 degrees."""
-    layer = Atoms(
-        "BN", scaled_positions=[(0, 0, 0.5), (1 / 3, 2 / 3, 0.5)], cell=[2.5, 2.5, 2.0, 90, 90, 120], pbc=True
-    )
-    return _bilayer(layer, (7.0, 28.0), side, 0.2, 3.33)
+    return _bilayer(_honeycomb("BN", 2.5), (7.0, 28.0), side, 0.2, 3.33)
 
 
 def rutile(side: float) -> Atoms:
@@ -155,24 +166,32 @@ def atoms_apart(symbols: str) -> Atoms:
     return Atoms(symbols.split(), positions=positions, cell=[side, side, 2.0], pbc=True)
 
 
-def amorphous_carbon() -> Atoms:
-    """A film of 2 g / cm^3 and 4 A, no two atoms closer than 1.35 A (seed 6); one period of 22 A."""
-    rng, box = np.random.default_rng(6), np.array([22.0, 22.0, 4.0])
+def _film(symbols: str, seed: int) -> Atoms:
+    """Random places in 4 A, 0.1 atoms / A^3, no two closer than 1.35 A, with the elements in turn; 22 A a period."""
+    rng, box = np.random.default_rng(seed), np.array([22.0, 22.0, 4.0])
     places = np.empty((0, 3))
     cell = np.diag([*box[:2], 10 * box[2]])
     while len(places) < round(0.1 * box.prod()):
         one = rng.uniform(size=(1, 3)) * box
         if not len(places) or get_distances(one, places, cell=cell, pbc=True)[1].min() > 1.35:
             places = np.vstack([places, one])
-    return Atoms(f"C{len(places)}", positions=places, cell=box, pbc=True)
+    elements = symbols.split()
+    return Atoms([elements[n % len(elements)] for n in range(len(places))], positions=places, cell=box, pbc=True)
+
+
+def amorphous_carbon() -> Atoms:
+    """A film of 2 g / cm^3 and 4 A (seed 6); one period of 22 A."""
+    return _film("C", 6)
+
+
+def amorphous_boron_oxide() -> Atoms:
+    """A film of B2O3, 4 A (seed 10), denser than it is in nature; one period of 22 A."""
+    return _film("B O B O O", 10)
 
 
 def graphene_with_vacancies(side: float) -> Atoms:
     """Monolayer of graphene, 6 % of its atoms missing (seed 7)."""
-    sheet = _sheet(graphene(vacuum=1.0), 9.0, side, 0.2)
-    sheet.positions[:, 2] += 0.9
-    sheet.set_cell([side, side, 2.0])
-    return sheet[np.random.default_rng(7).uniform(size=len(sheet)) > 0.06]
+    return _monolayer(graphene(vacuum=1.0), 9.0, side, 0.06, 7)
 
 
 def vacuum(side: float) -> Atoms:
@@ -182,13 +201,33 @@ def vacuum(side: float) -> Atoms:
 
 def beryllium_oxide(side: float) -> Atoms:
     """Monolayer of BeO, 8 % of its atoms missing (seed 8)."""
-    layer = Atoms(
-        "BeO", scaled_positions=[(0, 0, 0.5), (1 / 3, 2 / 3, 0.5)], cell=[2.68, 2.68, 2.0, 90, 90, 120], pbc=True
-    )
-    sheet = _sheet(layer, 17.0, side, 0.2)
-    sheet.positions[:, 2] += 0.9
-    sheet.set_cell([side, side, 2.0])
-    return sheet[np.random.default_rng(8).uniform(size=len(sheet)) > 0.08]
+    return _monolayer(_honeycomb("BeO", 2.68), 17.0, side, 0.08, 8)
+
+
+def twisted_beryllium_oxide(side: float) -> Atoms:
+    """Bilayer of BeO, twisted by 12 degrees."""
+    return _bilayer(_honeycomb("BeO", 2.68), (11.0, 23.0), side, 0.2, 3.1)
+
+
+def boron_nitride(side: float) -> Atoms:
+    """Monolayer of hexagonal BN, 6 % of its atoms missing (seed 9)."""
+    return _monolayer(_honeycomb("BN", 2.5), 25.0, side, 0.06, 9)
+
+
+def aluminium_nitride(side: float) -> Atoms:
+    """Monolayer of AlN, flat."""
+    return _monolayer(_honeycomb("AlN", 3.13), 5.0, side)
+
+
+def silicene(side: float) -> Atoms:
+    """Monolayer of silicon, flat."""
+    return _monolayer(_honeycomb("Si2", 3.87), 21.0, side)
+
+
+def lithium_fluoride(side: float) -> Atoms:
+    """A (001) plane of LiF, 4 % of its atoms missing (seed 11)."""
+    layer = Atoms("LiF", scaled_positions=[(0, 0, 0.5), (0.5, 0.5, 0.5)], cell=[2.84, 2.84, 2.0], pbc=True)
+    return _monolayer(layer, 12.0, side, 0.04, 11)
 
 
 def lead_telluride() -> Atoms:

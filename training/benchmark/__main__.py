@@ -1,10 +1,10 @@
 """Rerun the paper's demonstrations in simulation: tables and figures of every part.
 
-    python -m training.benchmark FOLDER [--model FILE ...] [--only dose,step] [--positions 56] [--validation]
+    python -m training.benchmark FOLDER [--model FILE ...] [--only dose,step] [--positions 56] [--validation [weak]]
 
 abTEM simulates the scans once and keeps them in FOLDER; what is there is not made again. benchmark.csv, benchmark.md
-and the figures are written there. With --validation the specimens are others, to choose between models; there is no
-ptychography then, and no figure.
+and the figures are written there. With --validation the specimens are others, to choose between models, with
+--validation weak such that few electrons say least of; there is no ptychography then, and no figure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from airpi_py4d.model import Model
 from training.benchmark import parts
-from training.benchmark.cases import PARTS, POSITIONS, SEED, VALIDATION, Case, selected
+from training.benchmark.cases import PARTS, POSITIONS, SEED, VALIDATION, WEAK_VALIDATION, Case, selected
 from training.benchmark.figures import FIGURES
 from training.benchmark.methods import ITERATIONS, Request, images, model_names
 from training.benchmark.parts import Results
@@ -86,7 +86,13 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--only", help=f"parts, separated by commas; of {', '.join(PARTS)}")
     line.add_argument("--positions", type=int, default=POSITIONS, help="cut the scans down from this many a side")
     line.add_argument("--jobs", type=int, default=2, help="processes, of one thread each if there are more than one")
-    line.add_argument("--validation", action="store_true", help="the specimens to choose between models with")
+    line.add_argument(
+        "--validation",
+        nargs="?",
+        const="mixed",
+        choices=("mixed", "weak"),
+        help="the specimens to choose between models with, or weak ones for the choice at few electrons",
+    )
     line.add_argument("--seed", type=int, default=SEED, help="of the electrons")
     line.add_argument("--untold", action="store_true", help="AIRPI without the aberrations as well")
     line.add_argument("--without-ptychography", action="store_true", help="leave out the slowest method")
@@ -102,7 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     only = tuple(chosen.only.split(",")) if chosen.only else PARTS
     if unknown := set(only) - set(PARTS):
         command_line.error(f"--only has {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}.")
-    cases = VALIDATION if chosen.validation else selected(only)
+    choices = {"mixed": VALIDATION, "weak": WEAK_VALIDATION}
+    cases = choices[chosen.validation] if chosen.validation else selected(only)
     if chosen.simulate:
         simulate_all(cases, chosen.positions, chosen.folder, chosen.jobs)
         return
@@ -112,7 +119,10 @@ def main(arguments: list[str] | None = None) -> None:
     request = Request(models, chosen.folder, chosen.positions, ptychography, chosen.untold, sums, chosen.seed)
     results = all_images(cases, request, chosen.jobs)
     command = " ".join(["python -m training.benchmark", *(Path(word).name for word in given)])
-    text = [f"# {'Validation' if chosen.validation else 'Benchmark'}", heading(request, command, chosen.validation)]
+    text = [
+        f"# {'Validation' if chosen.validation else 'Benchmark'}",
+        heading(request, command, bool(chosen.validation)),
+    ]
     if chosen.validation:
         text.append(parts.validation(results))
     else:

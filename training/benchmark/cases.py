@@ -1,7 +1,8 @@
 """The scans of the benchmark: specimen, beam, step, doses, and what each is for.
 
 The crystals of CASES are never trained on (`training.structures.RESERVED_COMPOSITIONS`); single atoms of every element
-are. The specimens of VALIDATION are others: they are there to choose between models, and never reported.
+are. The specimens of VALIDATION and WEAK_VALIDATION are others: they are there to choose between models, and never
+reported.
 """
 
 from __future__ import annotations
@@ -175,6 +176,15 @@ VALIDATION = (
         shape=(60, 60),
         periodic=True,
     ),
+)
+#: Layers and a film as weak as graphene, where few electrons say least.
+WEAK_VALIDATION = (
+    Case("BN monolayer with vacancies", specimens.boron_nitride, 60e3, 30.0, 0.2, shape=(40, 40)),
+    Case("BeO twisted bilayer", specimens.twisted_beryllium_oxide, 200e3, 25.0, 0.2, shape=(40, 40)),
+    Case("AlN monolayer", specimens.aluminium_nitride, 120e3, 24.0, 0.25, shape=(40, 40)),
+    Case("LiF monolayer with vacancies", specimens.lithium_fluoride, 300e3, 20.0, 0.25, shape=(40, 40)),
+    Case("silicene", specimens.silicene, 80e3, 22.0, 0.3, shape=(40, 40)),
+    Case("amorphous B2O3 4 A", specimens.amorphous_boron_oxide, 300e3, 22.0, 0.25, shape=(40, 40), periodic=True),
 )
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from airpi_py4d import optics
 from airpi_py4d.acquisition import Acquisition
-from training.benchmark.cases import CASES, SEED, VALIDATION, Case
+from training.benchmark.cases import CASES, SEED, VALIDATION, WEAK_VALIDATION, Case
 from training.reference import BAND, ReferenceScan, projected_phase, scan_positions, simulate_reference
 from training.simulation import OBJECT
 
@@ -186,7 +186,7 @@ def load(case: Case, shape: tuple[int, int], folder: Path) -> SimulatedScan:
 
 def reference_scan(name: str, positions: int, folder: Path) -> ReferenceScan:
     """The simulated scan of the case called so, from the folder or made now; `positions` see `Case.scaled`."""
-    case = next(case for case in CASES + VALIDATION if case.name == name)
+    case = next(case for case in CASES + VALIDATION + WEAK_VALIDATION if case.name == name)
     return load(case, case.scaled(positions), folder).reference()
 
 
