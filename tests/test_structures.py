@@ -7,6 +7,9 @@ import ase.io
 import numpy as np
 import pytest
 from ase.build import bulk
+from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
+from ase.symbols import symbols2numbers
 
 from training import dataset, structures
 from training.config import read_config
@@ -62,6 +65,33 @@ def test_layers_of_the_second_period_are_honeycombs_mostly_and_no_graphene(speci
         neighbours = np.sort(distances, axis=1)[:, 1:5]
         honeycombs += np.median(neighbours[:, 3] / neighbours[:, 0]) > 1.4  # three neighbours, the fourth much further
     assert 24 <= honeycombs <= 54
+
+
+def test_layers_are_drawn_with_the_bonds_of_real_ones():
+    """Bonds [A] of known materials lie within the range of their kind, and what is drawn reaches both of its ends."""
+    real = {
+        "honeycomb": {"CC": 1.42, "BN": 1.446, "BeO": 1.55, "AlN": 1.80, "SiSi": 2.28},
+        "1H": {"MoS": 2.41, "WSe": 2.53},
+        "1T": {"TiS": 2.43, "PtSe": 2.53},
+        "square": {"LiF": 2.01, "NaCl": 2.82},
+    }
+    rng = np.random.default_rng(3)
+    for kind, materials in real.items():
+        low, high = structures.BONDS[kind]
+        for elements, bond in materials.items():
+            first, second = symbols2numbers(elements)
+            radii = covalent_radii[first] + covalent_radii[second]
+            assert low < bond / radii < high, (kind, elements)
+    shares = []
+    for _ in range(300):
+        layer, _ = structures.random_layer(rng, light=True, second_period=True)
+        layer.pbc = (True, True, False)
+        if len(layer) == 2 and layer.cell.angles()[2] == pytest.approx(120) and np.ptp(layer.positions[:, 2]) < 0.01:
+            radii = covalent_radii[layer.numbers].sum()
+            shares.append(neighbor_list("d", layer, 1.2 * radii).min() / radii)
+    assert len(shares) > 50
+    shortest, longest = structures.BONDS["honeycomb"]
+    assert shortest <= min(shares) < 0.9 < 1.05 < max(shares) <= longest
 
 
 def test_nanoparticles_leave_vacuum_and_wedges_have_a_slope(specimens):

@@ -26,6 +26,10 @@ LIGHT_ELEMENTS = tuple(
     atomic_numbers[s] for s in ("Li", "Be", "B", "C", "N", "O", "F", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ti")
 )
 SECOND_PERIOD = range(3, 10)
+#: Kinds of layers and their bonds over the sum of the covalent radii, which are those of single bonds. Double bonds of
+#: flat honeycombs (graphene 0.93, BN 0.93, BeO 0.96, AlN 0.94; silicene 1.01) and bonds in MX2 (WS2 0.91, MoS2 0.93)
+#: are shorter, ionic ones of square planes longer (LiF 1.09).
+BONDS = {"honeycomb": (0.88, 1.08), "1H": (0.86, 1.06), "1T": (0.86, 1.06), "square": (0.92, 1.15)}
 #: Specimens with exactly these elements are kept for tests, the demo and benchmarks: never trained on.
 RESERVED_COMPOSITIONS = tuple(
     frozenset(atomic_numbers[s] for s in elements.split())
@@ -231,7 +235,7 @@ def random_layer(rng: np.random.Generator, light: bool, second_period: bool) -> 
 
     Those of the second period (Li to F), most of them honeycombs, have the shortest bonds and weakest phases there are.
     """
-    kinds = ["honeycomb", "1H", "1T", "square"]
+    kinds = list(BONDS)
     if second_period:
         kind, (metal, ligand) = rng.choice(kinds, p=[0.7, 0.1, 0.1, 0.1]), rng.choice(SECOND_PERIOD, 2, replace=False)
     else:
@@ -240,7 +244,7 @@ def random_layer(rng: np.random.Generator, light: bool, second_period: bool) -> 
         ligand = metal
     if kind in ("1H", "1T") and rng.uniform() < 0.6:
         ligand = rng.choice([8, 16, 34, 52])
-    bond = (covalent_radii[metal] + covalent_radii[ligand]) * rng.uniform(0.92, 1.15)
+    bond = (covalent_radii[metal] + covalent_radii[ligand]) * rng.uniform(*BONDS[kind])
     hexagonal = np.array([[1.0, 0, 0], [-0.5, np.sqrt(0.75), 0], [0, 0, 1]])
     if kind == "square":
         cell, buckling = np.diag([bond * 2**0.5, bond * 2**0.5, 1.0]), 0.0
