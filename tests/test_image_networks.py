@@ -115,6 +115,7 @@ def test_whole_pixel_positions_are_the_training_simulators():
         ("strong_scan_data", {16, 24}),
         ("large_step_scan_data", {16}),
         ("large_scan_data", {64}),
+        ("layer_scan_data", {64}),
     ],
 )
 def test_the_configuration_decides_the_positions(name, expected):
