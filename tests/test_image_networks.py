@@ -12,7 +12,7 @@ import scipy.ndimage
 from ase import Atoms
 
 from airpi_py4d import optics
-from training import average, dataset, features, fit, image_networks, scan_batches, scans
+from training import average, dataset, features, fit, grow, image_networks, scan_batches, scans
 from training.config import read_config
 from training.losses import PhaseImageError
 from training.recipes import recipe
@@ -523,6 +523,26 @@ def test_the_mean_of_two_networks():
     other = image_networks.StitchedNetwork(ENCODER, IMAGE | {"channels": [8, 8, 12]})
     with pytest.raises(ValueError, match="different shapes"):
         average.averaged(first, other)
+
+
+def test_more_blocks_leave_the_image_as_it_is():
+    network = image_networks.StitchedNetwork(ENCODER, {"channels": [8, 12, 16], "blocks": [1, 2, 1]})
+    rng = np.random.default_rng(8)
+    network.set_weights([w + rng.normal(0, 0.05, w.shape).astype(np.float32) for w in network.get_weights()])
+    patterns, geometry = rng.poisson(1.0, (2, 64, 64)), np.array([[0.2, 0.5, 0.0]] * 2)
+    features_seen = rng.normal(size=(1, ENCODER["features"] + 6, 24, 32)).astype(np.float32)
+    numbers = np.array([[0.1, 0.2, 0.5, 0.0, 1.2]], np.float32)
+    larger = grow.grown(network, [2, 3, 1])
+    np.testing.assert_array_equal(larger.encoder([patterns, geometry]), network.encoder([patterns, geometry]))
+    image, same = (np.asarray(model.image([features_seen, numbers])["phase"]) for model in (network, larger))
+    np.testing.assert_array_equal(image, same)
+    assert np.ptp(image) > 0.01
+    # a new block changes the image as soon as it is trained, one that was there before has its weights
+    gain = larger.image.get_layer("block_0_down_1_gain")
+    gain.set_weights([np.ones(8, np.float32)])
+    assert np.abs(np.asarray(larger.image([features_seen, numbers])["phase"]) - image).max() > 1e-4
+    with pytest.raises(ValueError, match=r"blocks is \[1, 1, 1\], expected at least"):
+        grow.grown(network, [1, 1, 1])
 
 
 JAX_LOSS = """

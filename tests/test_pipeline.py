@@ -36,7 +36,7 @@ def test_two_configurations_become_a_model_that_is_evaluated(tmp_path, capfd):
     (tmp_path / "model.toml").write_text(MODEL)
     folder = tmp_path / "all"
     given = [str(tmp_path / "data.toml"), str(tmp_path / "model.toml"), str(folder)]
-    pipeline.main([*given, "--shards", "2", "--name", "tiny", "--positions", "8", "--workers", "1"])
+    pipeline.main([*given, "--shards", "2", "--name", "tiny", "--positions", "8", "--workers", "2"])
     assert {path.name for path in folder.iterdir()} == {"data", "run", "tiny.onnx", "curves.png", "validation"}
     with open(folder / "validation" / "benchmark.csv", newline="") as file:
         rows = list(csv.DictReader(file))

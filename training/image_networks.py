@@ -34,6 +34,8 @@ _NOISE_OF_ONE_ELECTRON = 14.0
 FILTERS = 8
 FILTER_REACH = 6
 _SCALE_REACH = 8
+#: Start of the names of the residual blocks' layers.
+BLOCK = "block_"
 #: Of the integrated centres of mass: pixels of the kernel to each side, variance of one electron in 1 / k0^2; standard
 #: deviation of the spot that holds a centre of mass [1 / k0].
 INTEGRATION_REACH = 12
@@ -220,7 +222,9 @@ class IntegratedCentreOfMass(layers.Layer):
 
     def call(self, x: Any, geometry: Any) -> Any:
         density = ops.exp(7 * 2.302585 * x[..., -2:-1]) / geometry[:, None, None, 1:2] ** 2
-        phase = ops.conv(x[..., -6:-4], ops.convert_to_tensor(self.kernel), padding="same")
+        reach = (INTEGRATION_REACH, INTEGRATION_REACH)
+        padded = ops.pad(x[..., -6:-4], ((0, 0), reach, reach, (0, 0)))
+        phase = ops.conv(padded, ops.convert_to_tensor(self.kernel), padding="valid")
         return phase * geometry[:, None, None, :1] * ops.rsqrt(1 + _NOISE_OF_INTEGRATION / density)
 
 
@@ -229,7 +233,9 @@ class LocalScale(layers.Layer):
     """Root mean square of x (n, rows, columns, 1) over 17 x 17 pixels, above 0.001."""
 
     def call(self, x: Any) -> Any:
-        return ops.sqrt(ops.average_pool(x**2, 2 * _SCALE_REACH + 1, strides=1, padding="same") + 1e-6)
+        side = 2 * _SCALE_REACH + 1
+        along_rows = ops.average_pool(x**2, (1, side), strides=1, padding="same")
+        return ops.sqrt(ops.average_pool(along_rows, (side, 1), strides=1, padding="same") + 1e-6)
 
 
 @keras.saving.register_keras_serializable("airpi")
@@ -246,11 +252,11 @@ class PhaseAndError(layers.Layer):
         return ops.transpose(phase, (0, 3, 1, 2)), ops.transpose(error, (0, 3, 1, 2))
 
 
-def modulate_pixels(x: Any, condition: Any) -> Any:
+def modulate_pixels(x: Any, condition: Any, name: str | None = None) -> Any:
     """Scale and shift every channel of x (n, rows, columns, c) by learned functions of the condition at each pixel."""
-    channels = x.shape[-1]
-    change = layers.Conv2D(2 * channels, 1, kernel_initializer="zeros")(condition)
-    return x * (1 + change[..., :channels]) + change[..., channels:]
+    change = layers.Conv2D(2 * x.shape[-1], 1, kernel_initializer="zeros", name=name)(condition)
+    scale, shift = ops.split(change, 2, axis=-1)  # the gradient of two slices takes five times as long
+    return x * (1 + scale) + shift
 
 
 @keras.saving.register_keras_serializable("airpi")
@@ -261,12 +267,15 @@ class Limited(layers.Layer):
         return x * ops.rsqrt(ops.mean(x**2, axis=-1, keepdims=True) + 0.1)
 
 
-def image_block(x: Any, condition: Any) -> Any:
-    """x + gain * conv(swish(modulated conv(limited x)))."""
+def image_block(x: Any, condition: Any, name: str) -> Any:
+    """x + gain * conv(swish(modulated conv(limited x))); its layers have names that start with `name`."""
     channels = x.shape[-1]
-    y = layers.Conv2D(channels, 3, padding="same", kernel_initializer="he_normal")(Limited()(x))
-    y = layers.Activation("swish")(modulate_pixels(y, condition))
-    return x + Gain()(layers.Conv2D(channels, 3, padding="same", kernel_initializer="he_normal")(y))
+    first, second = (
+        layers.Conv2D(channels, 3, padding="same", kernel_initializer="he_normal", name=f"{name}_{which}")
+        for which in ("first", "second")
+    )
+    y = layers.Activation("swish")(modulate_pixels(first(Limited()(x)), condition, f"{name}_modulation"))
+    return x + Gain(name=f"{name}_gain")(second(y))
 
 
 def linear_phase(first_order: Any, geometry: Any, condition: Any) -> Any:
@@ -327,14 +336,14 @@ def image_network(features: int, channels: list[int], blocks: list[int]) -> kera
         if level:
             x = layers.Conv2D(of_level, 2, strides=2, kernel_initializer="he_normal")(x)
         bottom = level == len(channels) - 1
-        for _ in range(blocks[1] if bottom else blocks[0]):
-            x = image_block(x, conditions[level])
+        for number in range(blocks[1] if bottom else blocks[0]):
+            x = image_block(x, conditions[level], f"{BLOCK}{level}_down_{number}")
         skips.append(x)
     for level in reversed(range(len(channels) - 1)):
         coarse = Gain()(layers.Conv2D(channels[level], 1)(Limited()(x)))
         x = skips[level] + layers.UpSampling2D(2)(coarse)
-        for _ in range(blocks[2]):
-            x = image_block(x, conditions[level])
+        for number in range(blocks[2]):
+            x = image_block(x, conditions[level], f"{BLOCK}{level}_up_{number}")
     small = keras.initializers.RandomNormal(stddev=1e-3)
     out = layers.Conv2D(4, 3, padding="same", kernel_initializer=small, dtype="float32")(x)
     phase, error = PhaseAndError(name="phase_and_error", dtype="float32")(linear, scale, integrated, out)
