@@ -220,7 +220,8 @@ class ImageRecipe(PhaseImageRecipe):
 
     def batches(self, shards: Features, epoch: int) -> FeatureBatches:
         config = self.config
-        return FeatureBatches(shards, config["batches_per_epoch"], config["seed"], epoch, workers=1, max_queue_size=8)
+        # with one worker tf.data fetches ahead, and the end of an epoch waits for its tuning, which sleeps up to a minute
+        return FeatureBatches(shards, config["batches_per_epoch"], config["seed"], epoch, workers=2, max_queue_size=8)
 
     def validate(self, model: keras.Model, shards: Features, epoch: int, state: dict) -> dict[str, float]:
         """Mean correlation of the phase of images by their dose, electrons in 1 / k0^2."""
