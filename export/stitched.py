@@ -190,7 +190,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = read_config(arguments.config)
     model = keras.saving.load_model(arguments.model, compile=False)
-    features = model.encoder.output.shape[1]
+    margin, features = receptive_margin(**model.arguments["image"]), model.encoder.output.shape[1]
     if arguments.symmetries:
         model, features = Symmetric(model), 8 * features
     numbers = sorted(int(path.stem.split("_")[1]) for path in arguments.data.glob("shard_*.npz"))
@@ -205,7 +205,7 @@ def main() -> None:
         if max(differences.values()) > TOLERANCE:
             raise SystemExit(f"difference above {TOLERANCE}: nothing written")
     described = metadata(arguments.name, arguments.version, config, arguments.data, parameters)
-    joined = join(*graphs, receptive_margin(**config["image"]), described)
+    joined = join(*graphs, margin, described)
     onnx.save(joined, arguments.output)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB, operators:")
     print(", ".join(sorted({node.op_type for graph in graphs for node in graph.graph.node})))

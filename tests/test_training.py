@@ -363,7 +363,11 @@ def test_a_stopped_run_resumes_where_it_was(data, tmp_path, monkeypatch):
 
 def test_training_starts_from_the_shipped_weights(data, tmp_path):
     shipped = "training/weights/airpi-2.keras"
-    fit.fit(TINY | {"initial_model": shipped, "epochs": 1, "learning_rate": 0.0}, data, tmp_path)
+    config = TINY | {"initial_model": shipped, "epochs": 1, "learning_rate": 0.0}
+    with pytest.raises(ValueError, match=r"initial_model is training/weights/airpi-2\.keras, whose"):
+        fit.fit(config, data, tmp_path)
+    network = read_config("training/configs/second_model_tuned.toml")["network"]
+    fit.fit(config | {"network": network}, data, tmp_path)
     models = [keras.saving.load_model(path, compile=False) for path in (shipped, tmp_path / "model.keras")]
     for one, other in zip(*(model.get_weights() for model in models), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -91,7 +91,13 @@ def fit(config: dict, data: Path, run: Path) -> None:
     else:
         model = chosen.network()
         if "initial_model" in config:
+            shapes = [weight.shape for weight in model.get_weights()]
             model = keras.saving.load_model(config["initial_model"], compile=False)
+            if [weight.shape for weight in model.get_weights()] != shapes:
+                raise ValueError(
+                    f"initial_model is {config['initial_model']}, whose layers aren't those of the configuration; "
+                    "set the same there (`training.grow` adds residual blocks to an image network)."
+                )
         chosen.compile(model, 0, None)
     print(f"{len(numbers)} shards, {model.count_params()} parameters, from epoch {first}", flush=True)
     counted = config.get("batch_size", 1)

@@ -220,7 +220,7 @@ class ImageRecipe(PhaseImageRecipe):
 
     def batches(self, shards: Features, epoch: int) -> FeatureBatches:
         config = self.config
-        # with one worker tf.data fetches ahead, and the end of an epoch waits for its tuning, which sleeps up to a minute
+        # with one worker tf.data fetches ahead, whose tuning sleeps for up to a minute, and an epoch's end waits for it
         return FeatureBatches(shards, config["batches_per_epoch"], config["seed"], epoch, workers=2, max_queue_size=8)
 
     def validate(self, model: keras.Model, shards: Features, epoch: int, state: dict) -> dict[str, float]:
