@@ -301,6 +301,8 @@ def test_a_teacher_adds_its_equation_to_the_loss():
     assert loss.get_config()["teacher_weight"] == 2.0
     alone = float(PhaseImageError(2e-4)(target[..., :2], prediction))
     assert float(loss(target, prediction)) == pytest.approx(alone + 2 * np.mean(added), rel=1e-4)
+    target[1, ..., 2] = 0  # has no teacher
+    assert float(loss(target, prediction)) == pytest.approx(alone + 2 * (added[0] + added[2]) / 3, rel=1e-4)
 
 
 def test_the_receptive_field_is_within_the_margin():
@@ -470,7 +472,9 @@ def test_the_image_network_alone_is_trained_on_features_of_its_encoder(data, tmp
         for one, other in zip(network.image.get_weights(), trained.image.get_weights(), strict=True)
     ]
     assert max(moved) > 1e-4
-    with pytest.raises(ValueError, match=r"teacher_weight is set, but .* make them with training.features --teacher"):
+    with pytest.raises(
+        ValueError, match=r"teacher_weight is set, but none .* make them with training.features --teacher"
+    ):
         fit.fit(config | {"teacher_weight": 1.0}, folder, tmp_path / "other")
 
 
@@ -499,6 +503,13 @@ def test_a_teacher_is_the_mean_over_the_symmetries_and_the_network_learns_from_i
     made = features.Features(folder, [1], teacher=True)
     np.testing.assert_allclose(made.teachers[0][:pixels, :pixels], mean, rtol=2e-3, atol=2e-4 * abs(mean).max())
     assert features.FeatureBatches(made, 2, seed=1)[1][1].shape[-1] == 3
+    np.savez(dataset.shard_path(folder, 3), **{k: v for k, v in arrays.items() if not k.startswith("teacher")})
+    both = features.Features(folder, [3, 1], teacher=True)
+    count = len(arrays["numbers"])
+    assert [len(both.teachers), len(both.images)] == [count + len(made.images)] * 2
+    for n in range(count):
+        np.testing.assert_array_equal(both.teachers[n], np.zeros_like(both.targets[n]))
+    np.testing.assert_array_equal(both.teachers[count], made.teachers[0])
     config = CONFIGURATION | {"network": {"kind": "stitched_image"}, "initial_model": str(tmp_path / "start.keras")}
     config |= {"teacher_weight": 50.0, "validation_doses": [60.0], "epochs": 6, "batches_per_epoch": 5}
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.dataset import load_images, save_shard, shard_path
+from training.dataset import load_images, mapped, save_shard, shard_path
 from training.losses import PhaseImageError  # noqa: F401 (registers the loss)
 from training.scan_batches import SCAN_DOSE_RANGE, ScanBatches, Scans, mirrored
 
@@ -123,7 +123,8 @@ def _work(task: tuple[Path, Path, Path, list[int], int, int, int, tuple[float, f
 
 class Features:
     """Feature images in memory: lists `images` (channels, pixels, pixels), `targets` (pixels, pixels) [rad] and, with
-    `teacher`, `teachers` like them (else empty), and rows `numbers` as `make_features` gives them.
+    `teacher`, `teachers` like them (else empty), and rows `numbers` as `make_features` gives them. Teachers of shards
+    that were made without one are zeros.
 
     Parameters
     ----------
@@ -131,24 +132,15 @@ class Features:
     numbers : list of int
         Shards.
     teacher : bool
-
-    Raises
-    ------
-    ValueError
-        If the features were made without the teacher that is asked for.
     """
 
     def __init__(self, folder: Path, numbers: list[int], teacher: bool = False) -> None:
-        names = ("features", "target", "teacher")
-        try:
-            self.numbers, images = load_images(folder, numbers, "numbers", names if teacher else names[:2])
-        except KeyError as error:
-            raise ValueError(
-                f"teacher_weight is set, but {folder} has features without a teacher ({error}); make them with "
-                "training.features --teacher, or leave teacher_weight out."
-            ) from error
-        self.images, self.targets, *teachers = images
-        self.teachers = teachers[0] if teacher else []
+        self.numbers, (self.images, self.targets) = load_images(folder, numbers, "numbers", ("features", "target"))
+        self.teachers: list[NDArray] = []
+        for number in numbers if teacher else ():
+            shard = mapped(shard_path(folder, number))
+            for n in range(len(shard["numbers"])):
+                self.teachers.append(shard.get(f"teacher_{n}", np.zeros_like(shard[f"target_{n}"])))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -178,11 +170,21 @@ class FeatureBatches(keras.utils.PyDataset):
         An epoch.
     seed, epoch : int
         They decide which images are taken.
+
+    Raises
+    ------
+    ValueError
+        If teachers were asked for and no shard has one.
     """
 
     def __init__(self, features: Features, batches: int, seed: int, epoch: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.features, self.batches, self.seed, self.epoch = features, batches, seed, epoch
+        if features.teachers and not any(teacher.any() for teacher in features.teachers):
+            raise ValueError(
+                "teacher_weight is set, but none of the features have a teacher; make them with training.features "
+                "--teacher, or leave teacher_weight out."
+            )
         sizes = np.array([image.shape[1] for image in features.images])
         self.alike = {int(size): np.flatnonzero(sizes == size) for size in np.unique(sizes)}
         pixels = np.array([size**2 * len(images) for size, images in self.alike.items()], float)

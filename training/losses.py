@@ -123,7 +123,8 @@ class PhaseImageError(keras.losses.Loss):
 
     .. math:: L + \tau \left(\sqrt{\langle (p - q)^2 \rangle / (\langle q^2 \rangle + h) + \epsilon} + 1 - r_q\right).
 
-    No noise is in it: q is a function of the counts that the network sees.
+    No noise is in it: q is a function of the counts that the network sees. Where q is 0 everywhere there is no teacher,
+    and L alone counts.
 
     In: target (n, rows, columns, 2): phi [rad] and 1 / rho, the same at all pixels, and with a teacher a third channel,
     q [rad]; prediction (n, rows, columns, 3): p, s [rad], c.
@@ -183,7 +184,8 @@ class PhaseImageError(keras.losses.Loss):
         if self.teacher_weight:
             teacher = target[..., 2]
             relative = root(mean((phase - teacher) ** 2), mean(teacher**2) + _TEACHER_FLOOR, 0.0)
-            loss = loss + self.teacher_weight * (relative + 1 - correlation(teacher))
+            taught = ops.cast(ops.any(teacher != 0, axis=(1, 2)), phase.dtype)
+            loss = loss + self.teacher_weight * taught * (relative + 1 - correlation(teacher))
         down, right = (slice(None), slice(1, None)), (slice(None), slice(None), slice(1, None))
         up, left = (slice(None), slice(None, -1)), (slice(None), slice(None), slice(None, -1))
         for after, before in ((down, up), (right, left)):
