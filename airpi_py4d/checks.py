@@ -185,7 +185,12 @@ class BadPositions:
             flat[:, self._bad] = flat[:, self._reference, None]
         here = row, slice(first, first + len(flat))
         with np.errstate(invalid="ignore"):
-            high, low = flat.max(axis=1), flat.min(axis=1)
+            high = flat.max(axis=1)
+            if flat.dtype.kind == "u":  # the lowest count matters where all may be the same
+                low = flat[:, 0].copy()
+                low[low == high] = flat[low == high].min(axis=1)
+            else:
+                low = flat.min(axis=1)
         kind = self._kind[here]
         kind[:] = _GOOD
         if flat.dtype.kind == "f":
