@@ -43,6 +43,8 @@ class Contract:
         features.
     margin : int
         Half width of that network's receptive field [px of the image].
+    smallest_pixel : float
+        Detector pixels that are smaller are blurred to be as wide when they are resampled [px of the grid].
     """
 
     name: str
@@ -53,6 +55,7 @@ class Contract:
     domain: dict[str, tuple[float, float]]
     features: int = 0
     margin: int = 0
+    smallest_pixel: float = 0.0
 
     @property
     def kernel_side(self) -> int:
@@ -94,6 +97,7 @@ def read_contract(metadata: dict[str, str], origin: str) -> Contract:
                 domain={name: (float(low), float(high)) for name, (low, high) in domain.items()},
                 features=_positive(output, "features") if stitched else 0,
                 margin=_positive(output, "margin") if stitched else 0,
+                smallest_pixel=float(grid.get("smallest_pixel", 0.0)),
             )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"model {origin} has incomplete airpi metadata: {error!r}; export it again.") from error

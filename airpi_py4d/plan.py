@@ -184,7 +184,9 @@ class Plan:
 
     def resampling(self) -> Resampling:
         """Raw patterns to the model's grid."""
-        return Resampling(self.data_shape[2:], self.acquisition, self.contract.grid_pixels, self.grid_k_pixel)
+        contract = self.contract
+        grid = contract.grid_pixels, self.grid_k_pixel, contract.smallest_pixel
+        return Resampling(self.data_shape[2:], self.acquisition, *grid)
 
     @property
     def resamples_alike(self) -> bool:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from airpi_py4d import Acquisition
-from airpi_py4d.patterns import Resampling, check_disk, repair_matrix, resampling_matrix
+from airpi_py4d.patterns import Resampling, check_disk, repair_matrix, resampling_matrix, summed
 
 K0 = Acquisition(300e3, 20.0, 0.2, (0.05, 0.05)).aperture_radius
 
@@ -136,17 +136,17 @@ def test_descan_is_undone(k_pixel):
     np.testing.assert_allclose(resampling(moved, shifts.astype(float)), resampling(patterns), atol=1e-4)
 
 
-def test_descan_by_parts_of_a_pixel():
-    shape, radius = (48, 48), 12.0
-    rows, columns = np.mgrid[:48, :48]
-    shifts = np.array([[0.0, 0.0], [0.5, -0.25], [-0.3, 0.4]])
+@pytest.mark.parametrize(("finer", "smallest"), [(1, 0.0), (1, 1.1), (3, 1.1)])
+def test_descan_by_parts_of_a_pixel(finer, smallest):
+    side, radius = 48 * finer, 12.0 * finer
+    rows, columns = np.mgrid[:side, :side] - side // 2
+    shifts = finer * np.array([[0.0, 0.0], [0.5, -0.25], [-0.3, 0.4]])
     # a smooth spot of the disk's size, sampled where the shift puts it
-    spots = np.stack(
-        [np.exp(-((rows - 24 - y) ** 2 + (columns - 24 - x) ** 2) / radius**2) for y, x in shifts.tolist()]
-    )
-    resampling = Resampling(shape, acquisition((K0 / radius,) * 2, center=(24, 24)), 64, K0 / 12)
-    grids = resampling(spots, shifts)
-    uncorrected = resampling(spots)
+    moved = np.stack([np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / radius**2) for y, x in shifts.tolist()])
+    calibration = acquisition((K0 / radius,) * 2, center=(side // 2, side // 2))
+    resampling = Resampling((side, side), calibration, 64, K0 / 12, smallest)
+    grids = resampling(moved, shifts)
+    uncorrected = resampling(moved)
     for n in (1, 2):
         error = np.abs(grids[n] - grids[0]).max()
         assert error < 0.35 * np.abs(uncorrected[n] - grids[0]).max()
@@ -166,3 +166,70 @@ def test_rounding_errors_of_the_calibration_change_nothing(radius):
     rounded = acquisition((K0 / radius * (1 + 1e-15),) * 2, center=(20.0 + 1e-14, 18.0 - 1e-14))
     one, other = (resampling_matrix((40, 36), each, 64, K0 / 12).toarray() for each in (exact, rounded))
     np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def spots(pixel, smallest):
+    """Every pixel of a detector with one electron alone, on the grid: (side**2, 24, 24); `pixel` in grid pixels."""
+    side = int(20 / pixel)
+    calibration = acquisition((pixel, pixel), center=(side / 2 + 0.23, side / 2 - 0.31), rotation=17.0)
+    return resampling_matrix((side, side), calibration, 24, 1.0, smallest).toarray().T.reshape(-1, 24, 24)
+
+
+@pytest.mark.parametrize("pixel", [0.2, 0.55, 0.9])
+def test_an_electron_of_a_small_pixel_has_the_same_roots_everywhere(pixel):
+    noise = {}
+    for smallest in (0.0, 1.1):
+        grids = spots(pixel, smallest)
+        grids = grids[grids.sum((1, 2)) > 0.999]
+        roots = np.sqrt(grids).sum((1, 2))
+        noise[smallest] = roots.std() / roots.mean()
+    assert noise[1.1] < 0.05 < noise[0.0]
+
+
+@pytest.mark.parametrize("pixel", [0.2, 0.4, 0.62, 0.78, 0.9])
+def test_equal_counts_stay_equal(pixel):
+    side = int(40 / pixel)
+    calibration = acquisition((pixel, pixel), center=(side / 2 + 0.23, side / 2 - 0.31))
+    for smallest in (0.0, 1.1):
+        grid = Resampling((side, side), calibration, 24, 1.0, smallest)(np.ones((1, side, side)))
+        np.testing.assert_allclose(grid * pixel**2, 1, atol=0.15)
+        assert np.std(grid * pixel**2) < 0.06
+
+
+def test_larger_pixels_stay_as_they_are():
+    for pixel in (1.15, 1.5, 3.0):
+        np.testing.assert_array_equal(spots(pixel, 1.1), spots(pixel, 0.0))
+
+
+@pytest.mark.parametrize("factors", [(1, 1), (2, 2), (4, 1), (2, 8)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "float32", "float64", "bool"])
+def test_sums_of_neighbours(factors, dtype):
+    rng = np.random.default_rng(6)
+    for largest in (2, 120, 60000):
+        patterns = rng.integers(largest, size=(3, 30, 43)).astype(dtype)
+        rows, columns = factors
+        padded = np.pad(patterns.astype(float), ((0, 0), (0, -30 % rows), (0, -43 % columns)))
+        expected = padded.reshape(3, -(-30 // rows), rows, -(-43 // columns), columns).sum((2, 4))
+        np.testing.assert_array_equal(summed(patterns, rows, columns), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "pixel"), [((64, 64), 0.78), ((127, 121), 0.39), ((256, 250), 0.2), ((90, 160), 0.3)]
+)
+@pytest.mark.parametrize("options", [{}, {"background": 2.5, "gain": 3.0}, {"bad_pixels": True}])
+def test_sums_go_to_the_grid_as_one_map(shape, pixel, options):
+    rng = np.random.default_rng(7)
+    if "bad_pixels" in options:
+        options = {"bad_pixels": rng.uniform(size=shape) < 0.01}
+    center = (shape[0] / 2 + 0.3, shape[1] / 2 - 0.4)
+    calibration = acquisition((K0 / 12 * pixel,) * 2, center=center, rotation=11.0, **options)
+    resampling = Resampling(shape, calibration, 64, K0 / 12, 1.1)
+    patterns = rng.poisson(4.0, (9, *shape)).astype(np.uint16)
+    matrix, background = resampling.map()
+    expected = (matrix @ patterns.reshape(9, -1).T.astype(float)).T - background
+    grids = resampling(patterns)
+    np.testing.assert_allclose(grids.reshape(9, -1), expected, atol=1e-4)
+    # as without sums, but for less than a grid pixel
+    plain = Resampling(shape, calibration, 64, K0 / 12)(patterns)
+    smooth = [g[:, :60, :60].reshape(9, 5, 12, 5, 12).sum((2, 4)) for g in (grids, plain)]
+    np.testing.assert_allclose(smooth[0], smooth[1], atol=0.04 * smooth[1].max())

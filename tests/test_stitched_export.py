@@ -4,14 +4,16 @@ import keras
 import numpy as np
 import onnx
 import pytest
+from scipy import ndimage
 
 from airpi_py4d import Acquisition, reconstruct
 from airpi_py4d.model import Model
+from airpi_py4d.patterns import _subdivision
 from airpi_py4d.plan import relative_geometry
 from export.stitched import Symmetric, convert, turned
 from export.two_parts import join
 from training.image_networks import PHYSICAL_FEATURES, StitchedNetwork, receptive_margin, stitching_matrices
-from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR
+from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR, SMALLEST_PIXEL
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 ENCODER = {"fine_channels": 4, "coarse_channels": 8, "blocks": 1, "head": 16, "features": 2}
@@ -47,23 +49,33 @@ def network():
     return made
 
 
-def written(network, features, folder):
+def written(network, features, folder, smallest=0.0):
     graphs = convert(network, features)
-    metadata = {"name": "random", "version": "1", "domain": {}}
+    grid = {"kind": "aperture", "pixels": DETECTOR, "aperture_radius": BRIGHT_FIELD_RADIUS, "smallest_pixel": smallest}
+    metadata = {"name": "random", "version": "1", "domain": {}, "grid": grid}
     path = folder / f"{type(network).__name__}.onnx"
     onnx.save(join(*graphs, receptive_margin(**IMAGE), metadata), path)
     return Model(path, "cpu")
 
 
-@pytest.mark.parametrize("step", [0.1, 0.25, 0.6])
-def test_the_engine_gives_keras_image(network, counts, tmp_path, step):
-    model = written(network, FEATURES, tmp_path)
+def blurred(counts, smallest):
+    """Counts whose pixels, those of the grid, are blurred along both axes to be as wide as `smallest`."""
+    offsets, weights = _subdivision(1.0, smallest)
+    places = np.floor(offsets + 0.5).astype(int)
+    part = [weights[places == place].sum() for place in (-1, 0, 1)]
+    along = ndimage.convolve1d(counts.astype(np.float32), part, axis=2, mode="constant")
+    return ndimage.convolve1d(along, part, axis=3, mode="constant")
+
+
+@pytest.mark.parametrize(("step", "smallest"), [(0.1, 0.0), (0.25, 0.0), (0.6, 0.0), (0.25, SMALLEST_PIXEL)])
+def test_the_engine_gives_keras_image(network, counts, tmp_path, step, smallest):
+    model = written(network, FEATURES, tmp_path, smallest)
     result = reconstruct(counts, acquisition(step), model=model)
     geometry = np.array([relative_geometry(acquisition(step))], np.float32)
     (oversample, _), relative = result.provenance["oversample"], float(geometry[0, 0])
     features, window = stitching_matrices(POSITIONS, oversample, relative)
     inputs = {
-        "patterns": counts[None].astype(np.float32),
+        "patterns": blurred(counts, smallest)[None],
         "geometry": geometry,
         "features_matrix": features[None],
         "window_matrix": window[None],

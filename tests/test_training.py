@@ -129,7 +129,7 @@ def test_batches_record_poisson_counts_on_the_detector():
         assert out.sum() == seen.sum()
 
 
-@pytest.mark.parametrize(("pixel", "offset"), [(0.37, 0.1), (0.53, 0.2), (1.0, 0.4)])
+@pytest.mark.parametrize(("pixel", "offset"), [(0.2, 0.1), (0.53, 0.2), (1.0, 0.4), (1.1, 0.7)])
 def test_fine_pixels_keep_the_counts(pixel, offset):
     given = np.zeros((64, 64), np.float32)
     given[20, 30], given[40, 41] = 9, 4
@@ -150,7 +150,7 @@ def test_fine_pixels_are_as_the_engine_resamples_them():
     pixel, side, density = 0.53, 122, 0.14
     k0 = Acquisition(200e3, 20.0, 0.2, (1, 1)).aperture_radius
     detector = Acquisition(200e3, 20.0, 0.2, (k0 / 12 * pixel,) * 2, center=(side // 2, side // 2))
-    resampling = resampling_matrix((side, side), detector, 64, k0 / 12)
+    resampling = resampling_matrix((side, side), detector, 64, k0 / 12, simulation.SMALLEST_PIXEL)
     rng = np.random.default_rng(0)
 
     def disk(n, size):
@@ -165,7 +165,7 @@ def test_fine_pixels_are_as_the_engine_resamples_them():
         batches._spread_fine(counts, pixel, (32.5 - pixel / 2) % pixel, True)
         roots["training"] += np.sqrt(counts).sum() / 200
     assert roots["training"] == pytest.approx(roots["engine"], rel=0.05)
-    assert roots["on the grid"] < 0.8 * roots["engine"]
+    assert roots["on the grid"] < 0.6 * roots["engine"]
 
 
 @pytest.mark.parametrize(("pixel", "offset"), [(2, 0), (3, 2), (4, 1)])

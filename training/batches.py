@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from airpi_py4d import optics
 from training.dataset import KERNELS, PARAMETERS
 from training.losses import overlapping_kernels
-from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR, OBJECT, SCAN
+from training.simulation import BRIGHT_FIELD_RADIUS, DETECTOR, OBJECT, SCAN, SMALLEST_PIXEL
 
 #: Electrons a pattern: the dose is drawn between these, evenly on a logarithmic scale.
 DOSE_RANGE = (2.0, 1e7)
@@ -78,8 +78,20 @@ def _count_coarse(mean: NDArray, pixel: int, offset: int, counted: bool) -> None
 
 
 @njit(nogil=True, cache=True)
+def _part_below(x: float, width: float, blur: float) -> float:
+    r"""Part below x of a box of width w around 0, blurred by one of width b, all in the same unit.
+
+    .. math:: \frac{R(x + p) - R(x + q) - R(x - q) + R(x - p)}{w b}, \quad p = \frac{w + b}{2},
+        \quad q = \frac{w - b}{2}, \quad R(t) = \max(t, 0)^2 / 2
+    """
+    p, q = (width + blur) / 2, (width - blur) / 2
+    total = max(x + p, 0.0) ** 2 - max(x + q, 0.0) ** 2 - max(x - q, 0.0) ** 2 + max(x - p, 0.0) ** 2
+    return total / (2 * width * blur)
+
+
+@njit(nogil=True, cache=True)
 def _parts(size: int, pixel: float, offset: float) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Detector pixels, `pixel` grid pixels wide (at most 1), that each of `size` grid pixels is made of, along an axis.
+    """Detector pixels, `pixel` grid pixels wide, that each of `size` grid pixels is made of, along an axis.
 
     Returns
     -------
@@ -87,13 +99,14 @@ def _parts(size: int, pixel: float, offset: float) -> tuple[NDArray, NDArray, ND
     inside : ndarray, shape (size, most)
         Part of the grid pixel that lies in each.
     begins : ndarray of int, shape (size, most)
-        Grid pixel that each begins in.
-    share : ndarray, shape (size, most)
-        Part of each that lies there; the rest is in the next one.
+        First grid pixel that gets some of its electrons, blurred as `airpi_py4d.patterns.resampling_matrix` does.
+    shares : ndarray, shape (size, most, 3)
+        Part of its electrons there, and in the next two.
     """
     most = int(1 / pixel) + 3
     number, inside = np.zeros(size, np.int64), np.zeros((size, most))
-    begins, share = np.zeros((size, most), np.int64), np.zeros((size, most))
+    begins, shares = np.zeros((size, most), np.int64), np.zeros((size, most, 3))
+    blur = np.sqrt(max(SMALLEST_PIXEL**2 - pixel**2, 1e-9))
     for i in range(size):
         first = int(np.floor((i - offset) / pixel))
         for d in range(first, first + most):
@@ -102,10 +115,14 @@ def _parts(size: int, pixel: float, offset: float) -> tuple[NDArray, NDArray, ND
             if overlap > 1e-9:
                 n = number[i]
                 inside[i, n] = overlap
-                begins[i, n] = int(np.floor(start))
-                share[i, n] = min(1.0, (np.floor(start) + 1 - start) / pixel)
+                middle = start + pixel / 2
+                begins[i, n] = int(np.floor(middle - (pixel + blur) / 2))
+                for m in range(3):
+                    edge = begins[i, n] + m - middle
+                    part = _part_below(edge + 1, pixel, blur) - _part_below(edge, pixel, blur)
+                    shares[i, n, m] = max(part, 0.0)  # but for rounding
                 number[i] = n + 1
-    return number, inside, begins, share
+    return number, inside, begins, shares
 
 
 @njit(nogil=True, cache=True)
@@ -121,34 +138,49 @@ def _drawn(probabilities: NDArray, number: int) -> int:
 
 @njit(nogil=True, cache=True)
 def _spread_fine(counts: NDArray, pixel: float, offset: float, counted: bool) -> None:
-    """Counts as area averaging gives them of detector pixels smaller than the grid's; in place, shape (64, 64).
+    """Counts of detector pixels no larger than SMALLEST_PIXEL, as the engine resamples them; in place, shape (64, 64).
 
     The pixels are `pixel` grid pixels wide and begin `offset` grid pixels off the grid, along both axes. Each electron
-    is somewhere in its grid pixel, so in one detector pixel, the electrons of which are shared by the grid pixels that
-    it lies in. Of many electrons, and where they aren't `counted`, the expectation.
+    is somewhere in its grid pixel, so in one detector pixel, the electrons of which are shared by the grid pixels
+    around. Of many electrons, and where they aren't `counted`, the expectation.
     """
     size = len(counts)
-    number, inside, begins, share = _parts(size, pixel, offset)
+    number, inside, begins, shares = _parts(size, pixel, offset)
+    many = np.zeros((size, size))
     given = counts.copy()
     counts[:] = 0.0
     for row in range(size):
         for column in range(size):
             electrons = given[row, column]
-            if electrons == 0.0:
+            if not counted or electrons > 20.0:
+                many[row, column] = electrons
                 continue
-            single = counted and electrons <= 20.0
-            for n in range(int(electrons) if single else number[row] * number[column]):
-                if single:
-                    a, b = _drawn(inside[row], number[row]), _drawn(inside[column], number[column])
-                    weight = 1.0
-                else:
-                    a, b = n // number[column], n % number[column]
-                    weight = electrons * inside[row, a] * inside[column, b]
-                i, j, u, v = begins[row, a], begins[column, b], share[row, a], share[column, b]
-                for k, along in ((i, u), (i + 1, 1 - u)):
-                    for m, across in ((j, v), (j + 1, 1 - v)):
-                        if 0 <= k < size and 0 <= m < size:
-                            counts[k, m] += weight * along * across
+            for _ in range(int(electrons)):
+                a, b = _drawn(inside[row], number[row]), _drawn(inside[column], number[column])
+                for m in range(3):
+                    k = begins[row, a] + m
+                    if 0 <= k < size:
+                        for n in range(3):
+                            j = begins[column, b] + n
+                            if 0 <= j < size:
+                                counts[k, j] += shares[row, a, m] * shares[column, b, n]
+    if not many.any():
+        return
+    across = np.zeros((size, size))
+    for i in range(size):
+        for n in range(number[i]):
+            for m in range(3):
+                k = begins[i, n] + m
+                if 0 <= k < size:
+                    across[k, i] += inside[i, n] * shares[i, n, m]
+    along = np.zeros((size, size))
+    for row in range(size):
+        for i in range(max(row - 2, 0), min(row + 3, size)):
+            along[row] += across[row, i] * many[i]
+    for column in range(size):
+        for i in range(max(column - 2, 0), min(column + 3, size)):
+            for row in range(size):
+                counts[row, column] += across[column, i] * along[row, i]
 
 
 @njit(nogil=True, cache=True)
@@ -166,8 +198,8 @@ def _record(
     """What a detector records of `clean` (n, 9, 64, 64): misaligned, cut off at `half_widths` [px], counted.
 
     A dose of 0 stands for no noise: the expected counts at 1e7 electrons. `pixels` is the size of a detector pixel
-    [grid pixels]; others than 1 lie `offsets` off the grid, those above 1 (whole numbers) are spread over it linearly,
-    those below 1 averaged over areas.
+    [grid pixels]; others than 1 lie `offsets` off the grid, those above SMALLEST_PIXEL (whole numbers) are spread over
+    it linearly, those below as `_spread_fine` says.
     """
     np.random.seed(seed)
     n, kernel, size, _ = clean.shape
@@ -178,6 +210,7 @@ def _record(
         weight = dose * scales[b] ** 2
         first = max(0, middle - half_widths[b] + 1)
         last = min(size, middle + half_widths[b])
+        fine = pixels[b] <= SMALLEST_PIXEL
         aligned = shifts[b, 0] == 0.0 and shifts[b, 1] == 0.0 and scales[b] == 1.0
         for k in range(kernel):
             for row in range(first, last):
@@ -195,10 +228,10 @@ def _record(
                         bottom = (1 - u) * clean[b, k, i + 1, j] + u * clean[b, k, i + 1, j + 1]
                         mean = (1 - v) * top + v * bottom
                     mean *= weight
-                    out[b, k, row, column] = _poisson(mean) if doses[b] > 0 and pixels[b] <= 1 else mean
-            if pixels[b] > 1:
+                    out[b, k, row, column] = _poisson(mean) if doses[b] > 0 and fine else mean
+            if not fine:
                 _count_coarse(out[b, k], int(pixels[b]), int(offsets[b]), doses[b] > 0)
-            elif pixels[b] < 1:
+            elif pixels[b] != 1:
                 _spread_fine(out[b, k], pixels[b], offsets[b], doses[b] > 0)
 
 

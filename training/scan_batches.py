@@ -31,8 +31,10 @@ PATTERNS_A_BATCH = 1024
 #: Smaller errors of the calibration than `training.batches` has: they blur what many electrons could show.
 DEFOCUS_UNTOLD_SHARE, DEFOCUS_ERROR = 0.1, 0.08
 MISALIGNED_SHARE, CENTER_ERROR, SCALE_ERROR = 0.6, 0.15, 0.01
-#: Share of detectors whose pixels are smaller than the grid's, and their size [grid pixels].
-FINE_SHARE, FINE_PIXELS = 0.5, (0.3, 1.0)
+#: Of detector pixels that aren't coarse [grid pixels].
+FINE_PIXELS = (0.2, 1.1)
+#: Of a detector that isn't augmented [grid pixels].
+VALIDATION_PIXEL = 0.5
 #: Electrons in an area of 1 / k0^2.
 SCAN_DOSE_RANGE = (60.0, 3e6)
 
@@ -178,7 +180,7 @@ class ScanBatches(keras.utils.PyDataset):
         told = self.scans.geometry[chosen].copy()
         doses = np.full(count, 0.0 if augment else self.dose)
         half_widths, shifts, scales = np.full(count, DETECTOR), np.zeros((count, 2)), np.ones(count)
-        pixel_widths, offsets = np.ones(count), np.zeros(count)
+        pixel_widths, offsets = np.full(count, VALIDATION_PIXEL), np.zeros(count)
         if augment:
             empty = rng.uniform(size=count) < EMPTY_SHARE
             clean[empty] = vacuum_pattern()
@@ -194,9 +196,8 @@ class ScanBatches(keras.utils.PyDataset):
             coarse = rng.uniform(size=count) < COARSE_SHARE
             pixel_widths[coarse] = rng.choice(COARSE_PIXELS, coarse.sum())
             offsets[coarse] = rng.integers(0, pixel_widths[coarse].astype(int))
-            fine = ~coarse & (rng.uniform(size=count) < FINE_SHARE / (1 - COARSE_SHARE))
-            pixel_widths[fine] = rng.uniform(*FINE_PIXELS, fine.sum())
-            offsets[fine] = rng.uniform(0, pixel_widths[fine])
+            pixel_widths[~coarse] = rng.uniform(*FINE_PIXELS, (~coarse).sum())
+            offsets[~coarse] = rng.uniform(0, pixel_widths[~coarse])
             told[:, 1] += rng.normal(0, DEFOCUS_ERROR, count)
             told[rng.uniform(size=count) < DEFOCUS_UNTOLD_SHARE, 1:] = 0
         target[..., 1] = np.divide(1, doses, out=np.zeros(count), where=doses > 0)[:, None, None]
