@@ -97,7 +97,7 @@ def read_contract(metadata: dict[str, str], origin: str) -> Contract:
                 domain={name: (float(low), float(high)) for name, (low, high) in domain.items()},
                 features=_positive(output, "features") if stitched else 0,
                 margin=_positive(output, "margin") if stitched else 0,
-                smallest_pixel=float(grid.get("smallest_pixel", 0.0)),
+                smallest_pixel=_not_negative(grid, "smallest_pixel"),
             )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"model {origin} has incomplete airpi metadata: {error!r}; export it again.") from error
@@ -111,6 +111,13 @@ def read_contract(metadata: dict[str, str], origin: str) -> Contract:
 def _positive(entry: dict[str, Any], name: str) -> int:
     value = int(entry[name])
     if value < 1:
+        raise ValueError(f"{name} is {value}")
+    return value
+
+
+def _not_negative(entry: dict[str, Any], name: str) -> float:
+    value = float(entry.get(name, 0.0))
+    if not 0 <= value < np.inf:
         raise ValueError(f"{name} is {value}")
     return value
 

@@ -97,6 +97,8 @@ class TestRefused:
             ({"grid": "[]"}, "TypeError"),
             ({"grid": '{"kind": "aperture", "pixels": 64}'}, "'aperture_radius'"),
             ({"grid": '{"kind": "aperture", "pixels": "many", "aperture_radius": 12}'}, "'many'"),
+            ({"grid": '{"kind": "aperture", "pixels": 64, "aperture_radius": 12, "smallest_pixel": -1}'}, "is -1.0"),
+            ({"grid": '{"kind": "aperture", "pixels": 64, "aperture_radius": 12, "smallest_pixel": NaN}'}, "is nan"),
             ({"output": '{"kind": "object_patch"}'}, "'pixels'"),
             ({"domain": "[]"}, "AttributeError"),
             ({"domain": '{"energy": [1]}'}, "ValueError"),
