@@ -29,7 +29,8 @@ from airpi_py4d.phase_image import Network
 from airpi_py4d.plan import Plan
 from airpi_py4d.result import Reconstruction
 
-_BAND_BYTES = 32e6
+#: Few enough that patterns are still in the processor's cache when they are checked and resampled.
+_BAND_BYTES = 4e6
 _LARGEST_BAND_BYTES = 256e6
 #: Kernels, or single patterns, that the model sees at once.
 _BATCH = 128
