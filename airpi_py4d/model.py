@@ -44,7 +44,7 @@ class Contract:
     margin : int
         Half width of that network's receptive field [px of the image].
     smallest_pixel : float
-        Detector pixels that are smaller are blurred to be as wide when they are resampled [px of the grid].
+        Detector pixels that are smaller are spread over tents as wide when they are resampled [px of the grid].
     """
 
     name: str

@@ -30,20 +30,84 @@ _PATTERNS_AT_ONCE = 8
 _SMALLEST_DISK = 4.0  # [px^2]
 
 
-def _subdivision(ratio: float, smallest: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _subdivision(ratio: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Offsets from the middle of a detector pixel [px] and weights (sum 1) that stand for it.
 
-    `ratio` is its size; it is blurred to be as wide as one of `smallest` [grid pixels].
+    `ratio` is its size in grid pixels.
     """
     count = max(2, int(np.ceil(ratio * _POINTS_PER_GRID_PIXEL - _ROUNDING)))
     if ratio <= _LARGE_PIXEL:
-        blur = np.sqrt(max(smallest**2 - ratio**2, 0.0))
-        points = max(1, round(blur / ratio * count))
-        weights = np.convolve(np.full(count, 1 / count), np.full(points, 1 / points))
-        return (np.arange(len(weights)) - (len(weights) - 1) / 2) / count, weights
+        return (np.arange(count) + 0.5) / count - 0.5, np.full(count, 1 / count)
     offsets = (np.arange(2 * count) + 0.5) / count - 1
     weights = 1 - np.abs(offsets)
     return offsets, weights / weights.sum()
+
+
+def _divided(
+    turn: NDArray[np.float64],
+    rows: NDArray[np.float64],
+    columns: NDArray[np.float64],
+    grid_pixels: int,
+    row_points: tuple[NDArray[np.float64], NDArray[np.float64]],
+    column_points: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> sparse.csr_matrix:
+    """`resampling_matrix` of pixels at `rows` and `columns` from the axis [px] that are divided into points."""
+    column_offsets, column_weights = column_points
+    pixel = np.arange(rows.size * columns.size).reshape(rows.size, columns.size)
+    matrix = sparse.csr_matrix((grid_pixels**2, pixel.size), dtype=np.float64)
+    for row_offset, row_weight in zip(*row_points, strict=True):
+        # one sub-row of every detector pixel: (rows, columns, sub-columns)
+        v = (rows + row_offset)[:, None, None]
+        u = columns[:, None] + column_offsets
+        place = [np.floor(t[0] * v + t[1] * u + grid_pixels // 2 + 0.5 + _ROUNDING).astype(np.int64) for t in turn]
+        inside = (place[0] >= 0) & (place[0] < grid_pixels) & (place[1] >= 0) & (place[1] < grid_pixels)
+        weight = np.broadcast_to(row_weight * column_weights, inside.shape)[inside]
+        source = np.broadcast_to(pixel[:, :, None], inside.shape)[inside]
+        target = (place[0] * grid_pixels + place[1])[inside]
+        matrix += sparse.coo_matrix((weight, (target, source)), shape=matrix.shape).tocsr()
+    matrix.sum_duplicates()
+    return matrix
+
+
+def _tent(places: NDArray[np.float64], width: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    r"""Parts of tents around `places` that lie in each pixel of the grid along an axis, from the first that has any.
+
+    The tent has the standard deviation of a box of `width`, so half its base is h = width / \sqrt{2}. Below x lies
+
+    .. math:: \frac{R(x + h) - 2 R(x) + R(x - h)}{h^2}, \quad R(x) = \max(x, 0)^2 / 2
+
+    of a tent around 0; all lengths in pixels of the grid.
+
+    Returns
+    -------
+    pixels : ndarray of int, shape (*places, 2 h + 1, rounded up)
+    parts : ndarray of float64, the same shape
+    """
+    half = width / np.sqrt(2)
+    steps = np.arange(int(np.ceil(2 * half)) + 2)
+    first = np.floor(places - half + 0.5 + _ROUNDING).astype(np.int64)[..., None]
+    edges = first + steps - 0.5 - places[..., None]
+    left, middle, right = (np.maximum(edges + x, 0) ** 2 for x in (half, 0, -half))
+    return first + steps[:-1], np.diff(left - 2 * middle + right) / (2 * half**2)
+
+
+def _spread(
+    turn: NDArray[np.float64],
+    rows: NDArray[np.float64],
+    columns: NDArray[np.float64],
+    grid_pixels: int,
+    width: float,
+) -> sparse.csr_matrix:
+    """`resampling_matrix` of pixels at `rows` and `columns` from the axis [px] that are spread over tents."""
+    places = [t[0] * rows[:, None] + t[1] * columns + grid_pixels // 2 for t in turn]
+    (row, row_part), (column, column_part) = (_tent(place, width) for place in places)
+    row_inside, column_inside = ((target >= 0) & (target < grid_pixels) for target in (row, column))
+    weight = row_part[..., :, None] * column_part[..., None, :]
+    inside = row_inside[..., :, None] & column_inside[..., None, :] & (weight > 0)
+    target = (row[..., :, None] * grid_pixels + column[..., None, :])[inside]
+    pixel = np.arange(rows.size * columns.size).reshape(rows.size, columns.size, 1, 1)
+    source = np.broadcast_to(pixel, inside.shape)[inside]
+    return sparse.coo_matrix((weight[inside], (target, source)), shape=(grid_pixels**2, pixel.size)).tocsr()
 
 
 def _factor(ratio: float, smallest: float) -> int:
@@ -150,14 +214,14 @@ def resampling_matrix(
     Detector pixel d (row, column) lies at the k of `detector_to_scan`, and at n // 2 + k / grid_k_pixel on the grid.
     Each detector pixel is divided into points; each point's electrons go to the grid pixel it lies in (area average).
     A detector pixel that is much larger than a grid pixel is spread over its neighbourhood with a tent (linear
-    interpolation). One smaller than `smallest_pixel` is blurred by a box of
-    \sqrt{smallest_pixel^2 - size^2}, so that it is as wide (standard deviation) as if it had that size, while equal
-    counts stay equal, as they do where areas are averaged.
+    interpolation). One smaller than `smallest_pixel` along both axes is spread over a tent along each of the grid's
+    axes that is as wide (standard deviation) as a box of `smallest_pixel`, half its base being
+    smallest_pixel / \sqrt{2}.
 
     The last serves networks that take roots of the counts. A single electron, shared by grid pixels in parts p
     along rows and q along columns, is the sum of \sqrt{p q} to them, which is 1 in the middle of a grid pixel and 2 at
     its corner: a noise of 22 % (standard deviation over the mean, all places alike) for pixels half as large as the
-    grid's, 2 % if they are blurred to 1.1.
+    grid's, 2 % for tents as wide as 1.1, whatever the pixels' size.
 
     Parameters
     ----------
@@ -188,25 +252,10 @@ def resampling_matrix(
         raise ValueError("center is None; give it, or measure it with airpi_py4d.calibrate.")
     turn = detector_to_scan(acquisition) / grid_k_pixel
     ratios = np.linalg.norm(turn, axis=0)  # of a detector pixel along rows, along columns
-    (row_offsets, row_weights), (column_offsets, column_weights) = (
-        _subdivision(ratio, smallest_pixel) for ratio in ratios
-    )
-    rows = np.arange(detector_shape[0]) - acquisition.center[0]
-    columns = np.arange(detector_shape[1]) - acquisition.center[1]
-    pixel = np.arange(rows.size * columns.size).reshape(rows.size, columns.size)
-    matrix = sparse.csr_matrix((grid_pixels**2, pixel.size), dtype=np.float64)
-    for row_offset, row_weight in zip(row_offsets, row_weights, strict=True):
-        # one sub-row of every detector pixel: (rows, columns, sub-columns)
-        v = (rows + row_offset)[:, None, None]
-        u = columns[:, None] + column_offsets
-        place = [np.floor(t[0] * v + t[1] * u + grid_pixels // 2 + 0.5 + _ROUNDING).astype(np.int64) for t in turn]
-        inside = (place[0] >= 0) & (place[0] < grid_pixels) & (place[1] >= 0) & (place[1] < grid_pixels)
-        weight = np.broadcast_to(row_weight * column_weights, inside.shape)[inside]
-        source = np.broadcast_to(pixel[:, :, None], inside.shape)[inside]
-        target = (place[0] * grid_pixels + place[1])[inside]
-        matrix += sparse.coo_matrix((weight, (target, source)), shape=matrix.shape).tocsr()
-    matrix.sum_duplicates()
-    return matrix.astype(np.float32)
+    rows, columns = (np.arange(n) - c for n, c in zip(detector_shape, acquisition.center, strict=True))
+    if ratios.max() < smallest_pixel:
+        return _spread(turn, rows, columns, grid_pixels, smallest_pixel).astype(np.float32)
+    return _divided(turn, rows, columns, grid_pixels, *map(_subdivision, ratios)).astype(np.float32)
 
 
 class Resampling:
@@ -227,7 +276,7 @@ class Resampling:
     grid_k_pixel : float
         [1/A]
     smallest_pixel : float
-        Detector pixels that are smaller are blurred to be as wide [px of the model's grid].
+        Detector pixels that are smaller are spread over tents as wide [px of the model's grid].
 
     Raises
     ------

@@ -24,7 +24,7 @@ from airpi_py4d.feature_stitching import EXTRA_CHANNELS
 from airpi_py4d.models import IMAGE_NETWORK, SCHEMA
 
 #: Of the patterns on the aperture grid [px], of the bright-field disk there, and of what smaller detector
-#: pixels are blurred to: those of `training.simulation`.
+#: pixels are spread to: those of `training.simulation`.
 DETECTOR, BRIGHT_FIELD_RADIUS, SMALLEST_PIXEL = 64, 12, 1.1
 LABEL = "projected phase"
 
@@ -44,7 +44,7 @@ def _described(features: int, pixels: int, values: int) -> dict[str, Any]:
             "aperture_radius": BRIGHT_FIELD_RADIUS,
             "smallest_pixel": SMALLEST_PIXEL,
             "description": "the bright-field disk has a radius of 12 pixels: k-pixel = k0 / 12; detector pixels "
-            f"smaller than {SMALLEST_PIXEL} grid pixels are blurred to be as wide",
+            f"smaller than {SMALLEST_PIXEL} grid pixels are spread over tents as wide",
         },
         "inputs": {
             "patterns": {

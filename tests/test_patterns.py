@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from airpi_py4d import Acquisition
-from airpi_py4d.patterns import Resampling, check_disk, repair_matrix, resampling_matrix, summed
+from airpi_py4d.patterns import (
+    Resampling,
+    check_disk,
+    detector_to_scan,
+    repair_matrix,
+    resampling_matrix,
+    summed,
+)
 
 K0 = Acquisition(300e3, 20.0, 0.2, (0.05, 0.05)).aperture_radius
 
@@ -186,14 +193,30 @@ def test_an_electron_of_a_small_pixel_has_the_same_roots_everywhere(pixel):
     assert noise[1.1] < 0.05 < noise[0.0]
 
 
-@pytest.mark.parametrize("pixel", [0.2, 0.4, 0.62, 0.78, 0.9])
-def test_equal_counts_stay_equal(pixel):
+@pytest.mark.parametrize("rotation", [0.0, 17.0, 45.0])
+@pytest.mark.parametrize(("pixel", "error"), [(0.2, 0.03), (0.4, 0.03), (0.62, 0.03), (0.78, 0.03), (1.0, 0.07)])
+def test_equal_counts_of_small_pixels_stay_equal(pixel, error, rotation):
     side = int(40 / pixel)
-    calibration = acquisition((pixel, pixel), center=(side / 2 + 0.23, side / 2 - 0.31))
-    for smallest in (0.0, 1.1):
-        grid = Resampling((side, side), calibration, 24, 1.0, smallest)(np.ones((1, side, side)))
-        np.testing.assert_allclose(grid * pixel**2, 1, atol=0.15)
-        assert np.std(grid * pixel**2) < 0.06
+    calibration = acquisition((pixel, pixel), center=(side / 2 + 0.23, side / 2 - 0.31), rotation=rotation)
+    grid = Resampling((side, side), calibration, 24, 1.0, 1.1)(np.ones((1, side, side)))
+    np.testing.assert_allclose(grid * pixel**2, 1, atol=error)
+
+
+@pytest.mark.parametrize("smallest", [0.6, 1.1, 2.3])
+def test_small_pixels_are_spread_to_a_width(smallest):
+    pixel, side = 0.5, 40
+    grids = spots(pixel, smallest)
+    rows, columns = np.mgrid[:24, :24]
+    from_axis = np.mgrid[:side, :side].reshape(2, -1) - np.array([[side / 2 + 0.23], [side / 2 - 0.31]])
+    turned = detector_to_scan(acquisition((pixel, pixel), rotation=17.0)) @ from_axis
+    whole = (np.abs(turned) < 8).all(0)
+    np.testing.assert_allclose(grids.sum((1, 2))[whole], 1, atol=1e-6)
+    for axis, place in zip((rows, columns), turned, strict=True):
+        off = axis - 12 - place[:, None, None]
+        moments = [(grids * off**n).sum((1, 2))[whole].mean() for n in (1, 2)]
+        assert abs(moments[0]) < 0.01
+        # the grid's own pixels come on top
+        assert moments[1] == pytest.approx((smallest**2 + 1) / 12, rel=0.02)
 
 
 def test_larger_pixels_stay_as_they_are():

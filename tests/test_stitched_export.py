@@ -8,7 +8,6 @@ from scipy import ndimage
 
 from airpi_py4d import Acquisition, reconstruct
 from airpi_py4d.model import Model
-from airpi_py4d.patterns import _subdivision
 from airpi_py4d.plan import relative_geometry
 from export.stitched import Symmetric, convert, turned
 from export.two_parts import join
@@ -58,13 +57,15 @@ def written(network, features, folder, smallest=0.0):
     return Model(path, "cpu")
 
 
-def blurred(counts, smallest):
-    """Counts whose pixels, those of the grid, are blurred along both axes to be as wide as `smallest`."""
-    offsets, weights = _subdivision(1.0, smallest)
-    places = np.floor(offsets + 0.5).astype(int)
-    part = [weights[places == place].sum() for place in (-1, 0, 1)]
-    along = ndimage.convolve1d(counts.astype(np.float32), part, axis=2, mode="constant")
-    return ndimage.convolve1d(along, part, axis=3, mode="constant")
+def spread(counts, smallest):
+    """Counts whose pixels, those of the grid, are spread over tents along both axes that are as wide as `smallest`."""
+    if not smallest:
+        return counts.astype(np.float32)
+    half = smallest / 2**0.5
+    beside = (half - 0.5) ** 2 / (2 * half**2)
+    parts = [beside, 1 - 2 * beside, beside]
+    along = ndimage.convolve1d(counts.astype(np.float32), parts, axis=2, mode="constant")
+    return ndimage.convolve1d(along, parts, axis=3, mode="constant")
 
 
 @pytest.mark.parametrize(("step", "smallest"), [(0.1, 0.0), (0.25, 0.0), (0.6, 0.0), (0.25, SMALLEST_PIXEL)])
@@ -75,7 +76,7 @@ def test_the_engine_gives_keras_image(network, counts, tmp_path, step, smallest)
     (oversample, _), relative = result.provenance["oversample"], float(geometry[0, 0])
     features, window = stitching_matrices(POSITIONS, oversample, relative)
     inputs = {
-        "patterns": blurred(counts, smallest)[None],
+        "patterns": spread(counts, smallest)[None],
         "geometry": geometry,
         "features_matrix": features[None],
         "window_matrix": window[None],

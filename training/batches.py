@@ -78,15 +78,16 @@ def _count_coarse(mean: NDArray, pixel: int, offset: int, counted: bool) -> None
 
 
 @njit(nogil=True, cache=True)
-def _part_below(x: float, width: float, blur: float) -> float:
-    r"""Part below x of a box of width w around 0, blurred by one of width b, all in the same unit.
+def _tent_below(x: float) -> float:
+    r"""Part below x [grid pixels] of the tent around 0 that electrons of small detector pixels are spread over.
 
-    .. math:: \frac{R(x + p) - R(x + q) - R(x - q) + R(x - p)}{w b}, \quad p = \frac{w + b}{2},
-        \quad q = \frac{w - b}{2}, \quad R(t) = \max(t, 0)^2 / 2
+    .. math:: \frac{R(x + h) - 2 R(x) + R(x - h)}{h^2}, \quad R(x) = \max(x, 0)^2 / 2,
+        \quad h = \mathrm{SMALLEST\_PIXEL} / \sqrt{2}
+
+    as `airpi_py4d.patterns.resampling_matrix` does.
     """
-    p, q = (width + blur) / 2, (width - blur) / 2
-    total = max(x + p, 0.0) ** 2 - max(x + q, 0.0) ** 2 - max(x - q, 0.0) ** 2 + max(x - p, 0.0) ** 2
-    return total / (2 * width * blur)
+    half = SMALLEST_PIXEL / np.sqrt(2)
+    return (max(x + half, 0.0) ** 2 - 2 * max(x, 0.0) ** 2 + max(x - half, 0.0) ** 2) / (2 * half**2)
 
 
 @njit(nogil=True, cache=True)
@@ -99,14 +100,13 @@ def _parts(size: int, pixel: float, offset: float) -> tuple[NDArray, NDArray, ND
     inside : ndarray, shape (size, most)
         Part of the grid pixel that lies in each.
     begins : ndarray of int, shape (size, most)
-        First grid pixel that gets some of its electrons, blurred as `airpi_py4d.patterns.resampling_matrix` does.
+        First grid pixel that gets some of its electrons.
     shares : ndarray, shape (size, most, 3)
         Part of its electrons there, and in the next two.
     """
     most = int(1 / pixel) + 3
     number, inside = np.zeros(size, np.int64), np.zeros((size, most))
     begins, shares = np.zeros((size, most), np.int64), np.zeros((size, most, 3))
-    blur = np.sqrt(max(SMALLEST_PIXEL**2 - pixel**2, 1e-9))
     for i in range(size):
         first = int(np.floor((i - offset) / pixel))
         for d in range(first, first + most):
@@ -116,11 +116,10 @@ def _parts(size: int, pixel: float, offset: float) -> tuple[NDArray, NDArray, ND
                 n = number[i]
                 inside[i, n] = overlap
                 middle = start + pixel / 2
-                begins[i, n] = int(np.floor(middle - (pixel + blur) / 2))
+                begins[i, n] = int(np.floor(middle - SMALLEST_PIXEL / np.sqrt(2)))
                 for m in range(3):
                     edge = begins[i, n] + m - middle
-                    part = _part_below(edge + 1, pixel, blur) - _part_below(edge, pixel, blur)
-                    shares[i, n, m] = max(part, 0.0)  # but for rounding
+                    shares[i, n, m] = max(_tent_below(edge + 1) - _tent_below(edge), 0.0)  # but for rounding
                 number[i] = n + 1
     return number, inside, begins, shares
 

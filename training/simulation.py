@@ -21,7 +21,7 @@ from training.transforms import transforms
 
 BRIGHT_FIELD_RADIUS = 12  # [px] on the detector
 DETECTOR = 64  # [px]
-#: Real detectors' pixels that are smaller are blurred to be as wide when they are resampled to that detector [px].
+#: Real detectors' pixels that are smaller are spread over tents as wide when they are resampled to that detector [px].
 SMALLEST_PIXEL = 1.1
 WINDOW = 128  # [px] multislice window; its k range is twice the detector's
 OBJECT = 16  # [px] side of the labels, at the detector's natural sampling L / 64
