@@ -143,16 +143,20 @@ class DevicePath:
         self._windows = windows = plan.patch_windows
         contract = model.contract
         if plan.resamples_alike:
-            matrix, background = plan.resampling().map()
+            factors, matrix, background = plan.resampling().steps()
+            detector_shape = plan.data_shape[2:]
             self.dtype = np.dtype(dtype.name if dtype.name in _COUNTS else np.float32)
         else:  # the patterns come as the model sees them
             matrix = sparse.identity(contract.grid_pixels**2, np.float32, "csr")
+            factors, detector_shape = (1, 1), (contract.grid_pixels,) * 2
             background, self.dtype = np.zeros(matrix.shape[0], np.float32), np.dtype(np.float32)
         places, weights = gathering(matrix)
         batch = min(_BATCH, max(int(_GATHERED_BYTES / weights.nbytes), 1))
         channels = contract.features + EXTRA_CHANNELS
         self.layout = layout = Layout.of(plan.scan_shape, plan.oversample, windows, channels, batch)
-        self._pixels = matrix.shape[1]
+        squares = [length for m, f in zip(detector_shape, factors, strict=True) for length in (-(-m // f), f)]
+        #: Of a pattern as it crosses the bus: whole squares of pixels that are summed.
+        self._pattern_shape = squares[0] * squares[1], squares[2] * squares[3]
         n, side, patch = layout.rows * layout.columns, contract.grid_pixels, contract.object_pixels
         blocks = layout.columns // windows.block
         down, rows, height = plan.oversample[0], layout.rows, windows.size[0]
@@ -180,6 +184,7 @@ class DevicePath:
                 "places": self._on_device(places),
                 "weights": self._on_device(weights),
                 "background": self._on_device(background),
+                "squares": self._on_host([n, *squares]),
                 "shape": self._on_host([n, side, side]),
             },
             {"resampled": resampled, "electrons": electrons},
@@ -223,17 +228,18 @@ class DevicePath:
             while done < len(patterns):
                 if batch is None:
                     left = first + done
-                    empty = np.zeros((layout.rows, layout.columns, self._pixels), self.dtype)
+                    empty = np.zeros((layout.rows, layout.columns, *self._pattern_shape), self.dtype)
                     batch = Batch(row, left, empty, np.zeros(empty.shape[:2], bool))
                 column = first + done - batch.first
                 count = min(len(patterns) - done, layout.columns - column)
                 place, here = (row - batch.row, slice(column, column + count)), slice(done, done + count)
-                batch.patterns[place] = patterns[here].reshape(count, -1)
+                batch.patterns[place][:, : patterns.shape[1], : patterns.shape[2]] = patterns[here]
                 batch.measured[place] = measured[here]
                 done += count
                 end = min(batch.first + layout.columns, scan_shape[1])
                 if first + done == end and row == min(batch.row + layout.rows, scan_shape[0]) - 1:
-                    yield batch._replace(patterns=self._on_device(batch.patterns.reshape(-1, self._pixels)))
+                    pixels = batch.patterns.reshape(layout.rows * layout.columns, -1)
+                    yield batch._replace(patterns=self._on_device(pixels))
                     batch = None
 
     def __call__(self, batch: Batch) -> Sums:

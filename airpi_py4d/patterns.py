@@ -341,10 +341,21 @@ class Resampling:
             self._maps[shift] = matrix, matrix @ (self._sums @ self._background)
         return self._maps[shift]
 
-    def map(self) -> tuple[sparse.csr_matrix, NDArray[np.float32]]:
-        """Matrix from detector pixels, shape (grid_pixels**2, rows * columns), and the background on the grid."""
+    def steps(self) -> tuple[tuple[int, int], sparse.csr_matrix, NDArray[np.float32]]:
+        """What is to be done elsewhere with patterns that aren't shifted.
+
+        Returns
+        -------
+        factors : (int, int)
+            Of `summed`: 1 where bad pixels have to be filled first, which the matrix does then.
+        matrix : scipy.sparse.csr_matrix of float32, shape (grid_pixels**2, pixels that are left)
+        background : ndarray of float32, shape (grid_pixels**2,)
+            To be subtracted.
+        """
         matrix, background = self._map((0, 0))
-        return (matrix @ self._sums).tocsr(), background
+        if self._bad is not None:
+            return (1, 1), (matrix @ self._sums).tocsr(), background
+        return self._factors, matrix, background
 
     def __call__(
         self,

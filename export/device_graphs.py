@@ -19,16 +19,23 @@ COUNTS = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
 
 _HEADER = '<ir_version: 9, opset_import: ["" : 17]>'
 
-#: resampled = W patterns - background, for a sparse W of at most `taken` entries a row; 0 where nothing was measured.
+#: resampled = W s - background, for a sparse W of at most `taken` entries a row, s the patterns' sums over squares of
+#: pixels; 0 where nothing was measured.
 _RESAMPLING = """
 resampling (
     {counts}[n, pixels] patterns, bool[n] measured,
-    int32[taken, grid] places, float[taken, grid] weights, float[grid] background, int64[3] shape
+    int32[taken, grid] places, float[taken, grid] weights, float[grid] background,
+    int64[5] squares, int64[3] shape
 ) => (float[n, side, side] resampled, float[n] electrons) {{
     zero = Constant<value = float {{0}}>()
     one = Constant<value_ints = [1]>()
+    within = Constant<value_ints = [2, 4]>()
+    all = Constant<value_ints = [0, -1]>()
     counts = Cast<to = 1>(patterns)
-    taken = Gather<axis = 1>(counts, places)
+    in_squares = Reshape(counts, squares)
+    sums = ReduceSum<keepdims = 0>(in_squares, within)
+    pixel_sums = Reshape(sums, all)
+    taken = Gather<axis = 1>(pixel_sums, places)
     weighted = Mul(taken, weights)
     summed = ReduceSum<keepdims = 0>(weighted, one)
     corrected = Sub(summed, background)

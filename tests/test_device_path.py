@@ -1,5 +1,6 @@
 """The path that keeps arrays on the model's device, run on the CPU: the image of the NumPy path, by the same graphs."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,9 +131,26 @@ class TestImage:
         monkeypatch.setattr(device_path, "_SUM_ROWS", 40)
         assert_same(both(counts((70, 5, 24, 20)), acquisition((24, 20)), model))
 
-    def test_shipped(self, both):
-        data = counts((10, 12, 64, 64), 12.0)
-        assert_same(both(data, acquisition((64, 64), radius=12.0), Model(STITCHED_MODEL, "cpu", 1)), 1e-3)
+    @pytest.mark.parametrize(
+        ("detector", "radius", "bad"),
+        [((64, 64), 12.0, False), ((127, 90), 32.0, False), ((131, 128), 60.0, False), ((128, 130), 50.0, True)],
+    )
+    def test_shipped(self, both, detector, radius, bad):
+        data = counts((10, 12, *detector), radius)
+        bad_pixels = (np.random.default_rng(3).random(detector) < 0.003) & bad
+        here = acquisition(detector, radius=radius, bad_pixels=bad_pixels)
+        assert_same(both(data, here, Model(STITCHED_MODEL, "cpu", 1)), 1e-3)
+
+    @pytest.mark.parametrize(("radius", "factor"), [(20.0, 1), (32.0, 2), (60.0, 4)])
+    def test_small_pixels_are_summed_on_the_device(self, radius, factor):
+        model, data, here = Model(STITCHED_MODEL, "cpu", 1), counts((4, 4, 131, 128), radius), acquisition((131, 128))
+        plan = Plan.of(replace(here, k_pixel=(K0 / radius,) * 2), model.contract, data)
+        path = DevicePath(model, plan, data.dtype)
+        batch = next(path.batches([(row, 0, patterns, np.ones(4, bool)) for row, patterns in enumerate(data)]))
+        assert batch.patterns.shape()[1] == -(-131 // factor) * factor * 128
+        factors, matrix, _ = plan.resampling().steps()
+        assert factors == (factor, factor)
+        assert np.diff(matrix.indptr).max() < 26
 
     def test_float16(self, both, tmp_path):
         """Of the network's weights and products; sums stay in float32."""

@@ -240,7 +240,7 @@ def test_sums_of_neighbours(factors, dtype):
     ("shape", "pixel"), [((64, 64), 0.78), ((127, 121), 0.39), ((256, 250), 0.2), ((90, 160), 0.3)]
 )
 @pytest.mark.parametrize("options", [{}, {"background": 2.5, "gain": 3.0}, {"bad_pixels": True}])
-def test_sums_go_to_the_grid_as_one_map(shape, pixel, options):
+def test_steps_that_are_done_elsewhere(shape, pixel, options):
     rng = np.random.default_rng(7)
     if "bad_pixels" in options:
         options = {"bad_pixels": rng.uniform(size=shape) < 0.01}
@@ -248,8 +248,9 @@ def test_sums_go_to_the_grid_as_one_map(shape, pixel, options):
     calibration = acquisition((K0 / 12 * pixel,) * 2, center=center, rotation=11.0, **options)
     resampling = Resampling(shape, calibration, 64, K0 / 12, 1.1)
     patterns = rng.poisson(4.0, (9, *shape)).astype(np.uint16)
-    matrix, background = resampling.map()
-    expected = (matrix @ patterns.reshape(9, -1).T.astype(float)).T - background
+    factors, matrix, background = resampling.steps()
+    assert (max(factors) > 1) == (pixel < 0.5 and "bad_pixels" not in options)
+    expected = (matrix @ summed(patterns, *factors).reshape(9, -1).T.astype(float)).T - background
     grids = resampling(patterns)
     np.testing.assert_allclose(grids.reshape(9, -1), expected, atol=1e-4)
     # as without sums, but for less than a grid pixel
