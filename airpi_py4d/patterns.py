@@ -23,7 +23,7 @@ _NEIGHBOURS = 8
 _DESCAN_STEP = 0.25
 _KEPT_MAPS = 512
 #: Detector pixels are summed in squares of 2, 4 ... first, while these are below this part of `smallest_pixel`.
-_SUMMED_PART = 0.75
+_SUMMED_PART = 0.95
 #: The sparse product is fastest for a few small patterns at once, that stay in the cache, or a single large one.
 _SMALL_PATTERN = 2**14  # [px]
 _PATTERNS_AT_ONCE = 8
