@@ -103,7 +103,8 @@ def _spread(
     (row, row_part), (column, column_part) = (_tent(place, width) for place in places)
     row_inside, column_inside = ((target >= 0) & (target < grid_pixels) for target in (row, column))
     weight = row_part[..., :, None] * column_part[..., None, :]
-    inside = row_inside[..., :, None] & column_inside[..., None, :] & (weight > 0)
+    # smaller ones are rounding errors
+    inside = row_inside[..., :, None] & column_inside[..., None, :] & (weight > np.finfo(np.float32).eps)
     target = (row[..., :, None] * grid_pixels + column[..., None, :])[inside]
     pixel = np.arange(rows.size * columns.size).reshape(rows.size, columns.size, 1, 1)
     source = np.broadcast_to(pixel, inside.shape)[inside]
