@@ -143,7 +143,7 @@ class DevicePath:
         self._windows = windows = plan.patch_windows
         contract = model.contract
         if plan.resamples_alike:
-            factors, matrix, background = plan.resampling().steps()
+            factors, matrix, background = plan.resampling().sums_and_matrix()
             detector_shape = plan.data_shape[2:]
             self.dtype = np.dtype(dtype.name if dtype.name in _COUNTS else np.float32)
         else:  # the patterns come as the model sees them

@@ -51,7 +51,11 @@ def _divided(
     row_points: tuple[NDArray[np.float64], NDArray[np.float64]],
     column_points: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> sparse.csr_matrix:
-    """`resampling_matrix` of pixels at `rows` and `columns` from the axis [px] that are divided into points."""
+    """`resampling_matrix` of detector pixels that are divided into points.
+
+    `turn` (2, 2) goes from the detector [px] to the grid [px]; `rows` and `columns` (n,) are the pixels' places from
+    the optical axis [px], the points their offsets in a pixel [px] and weights, both (m,).
+    """
     column_offsets, column_weights = column_points
     pixel = np.arange(rows.size * columns.size).reshape(rows.size, columns.size)
     matrix = sparse.csr_matrix((grid_pixels**2, pixel.size), dtype=np.float64)
@@ -84,11 +88,11 @@ def _tent(places: NDArray[np.float64], width: float) -> tuple[NDArray[np.int64],
     parts : ndarray of float64, the same shape
     """
     half = width / np.sqrt(2)
-    steps = np.arange(int(np.ceil(2 * half)) + 2)
+    onwards = np.arange(int(np.ceil(2 * half)) + 2)
     first = np.floor(places - half + 0.5 + _ROUNDING).astype(np.int64)[..., None]
-    edges = first + steps - 0.5 - places[..., None]
+    edges = first + onwards - 0.5 - places[..., None]
     left, middle, right = (np.maximum(edges + x, 0) ** 2 for x in (half, 0, -half))
-    return first + steps[:-1], np.diff(left - 2 * middle + right) / (2 * half**2)
+    return first + onwards[:-1], np.diff(left - 2 * middle + right) / (2 * half**2)
 
 
 def _spread(
@@ -98,7 +102,10 @@ def _spread(
     grid_pixels: int,
     width: float,
 ) -> sparse.csr_matrix:
-    """`resampling_matrix` of pixels at `rows` and `columns` from the axis [px] that are spread over tents."""
+    """`resampling_matrix` of detector pixels that are spread over tents as wide as `width` [grid pixels].
+
+    The others as for `_divided`.
+    """
     places = [t[0] * rows[:, None] + t[1] * columns + grid_pixels // 2 for t in turn]
     (row, row_part), (column, column_part) = (_tent(place, width) for place in places)
     row_inside, column_inside = ((target >= 0) & (target < grid_pixels) for target in (row, column))
@@ -342,8 +349,8 @@ class Resampling:
             self._maps[shift] = matrix, matrix @ (self._sums @ self._background)
         return self._maps[shift]
 
-    def steps(self) -> tuple[tuple[int, int], sparse.csr_matrix, NDArray[np.float32]]:
-        """What is to be done elsewhere with patterns that aren't shifted.
+    def sums_and_matrix(self) -> tuple[tuple[int, int], sparse.csr_matrix, NDArray[np.float32]]:
+        """For patterns that aren't shifted: which pixels are summed, and where the sums go; to resample elsewhere.
 
         Returns
         -------

@@ -148,7 +148,7 @@ class TestImage:
         path = DevicePath(model, plan, data.dtype)
         batch = next(path.batches([(row, 0, patterns, np.ones(4, bool)) for row, patterns in enumerate(data)]))
         assert batch.patterns.shape()[1] == -(-131 // factor) * factor * 128
-        factors, matrix, _ = plan.resampling().steps()
+        factors, matrix, _ = plan.resampling().sums_and_matrix()
         assert factors == (factor, factor)
         assert matrix.nnz < 8 * matrix.shape[1]
 

@@ -240,7 +240,7 @@ def test_sums_of_neighbours(factors, dtype):
     ("shape", "pixel"), [((64, 64), 0.78), ((127, 121), 0.39), ((256, 250), 0.2), ((90, 160), 0.3)]
 )
 @pytest.mark.parametrize("options", [{}, {"background": 2.5, "gain": 3.0}, {"bad_pixels": True}])
-def test_steps_that_are_done_elsewhere(shape, pixel, options):
+def test_sums_and_matrix_resample_elsewhere(shape, pixel, options):
     rng = np.random.default_rng(7)
     if "bad_pixels" in options:
         options = {"bad_pixels": rng.uniform(size=shape) < 0.01}
@@ -248,7 +248,7 @@ def test_steps_that_are_done_elsewhere(shape, pixel, options):
     calibration = acquisition((K0 / 12 * pixel,) * 2, center=center, rotation=11.0, **options)
     resampling = Resampling(shape, calibration, 64, K0 / 12, 1.1)
     patterns = rng.poisson(4.0, (9, *shape)).astype(np.uint16)
-    factors, matrix, background = resampling.steps()
+    factors, matrix, background = resampling.sums_and_matrix()
     assert (max(factors) > 1) == (pixel < 0.5 and "bad_pixels" not in options)
     expected = (matrix @ summed(patterns, *factors).reshape(9, -1).T.astype(float)).T - background
     grids = resampling(patterns)
